@@ -1,0 +1,3 @@
+from optimum_slim.commands.slim import SlimCommand
+
+REGISTER_COMMANDS = [SlimCommand]

@@ -1,0 +1,18 @@
+"""`optimum-cli slim`: the group of verbs."""
+
+from __future__ import annotations
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+from optimum_slim.commands.list import ListCommand
+from optimum_slim.commands.plan import PlanCommand
+from optimum_slim.commands.run import RunCommand
+
+
+class SlimCommand(BaseOptimumCLICommand):
+    COMMAND = CommandInfo(name="slim", help="Make a transformer model small and fast on CPUs, and prove it.")
+    SUBCOMMANDS = (
+        CommandInfo(name="run", help="Slim a model by a recipe.", subcommand_class=RunCommand),
+        CommandInfo(name="plan", help="Foretell what a recipe does to a model.", subcommand_class=PlanCommand),
+        CommandInfo(name="list", help="Show techniques and shipped recipes.", subcommand_class=ListCommand),
+    )

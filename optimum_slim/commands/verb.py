@@ -1,0 +1,83 @@
+"""What the verbs share: how a recipe is given on the command line, and how errors are told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from typing import TYPE_CHECKING
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+if TYPE_CHECKING:
+    from optimum_slim.recipe import Recipe
+
+
+class Verb(BaseOptimumCLICommand):
+    """Runs `work()`; what the user did wrong becomes one message and an exit code, without a traceback."""
+
+    EXAMPLES = ""
+
+    @classmethod
+    def parse_args(cls, parser: ArgumentParser) -> None:
+        parser.formatter_class = RawDescriptionHelpFormatter
+        parser.epilog = cls.EXAMPLES
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and all warnings")
+        cls.arguments(parser)
+
+    @classmethod
+    def arguments(cls, parser: ArgumentParser) -> None:
+        raise NotImplementedError
+
+    def run(self) -> None:
+        if not self.args.debug:
+            _quiet_libraries()
+        from optimum_slim.errors import SlimError
+
+        try:
+            self.work()
+        except SlimError as error:
+            if self.args.debug:
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from the last finished step", file=sys.stderr)
+            sys.exit(130)
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def recipe(self) -> Recipe:
+        """The recipe that the command line names, with its overrides."""
+        from optimum_slim.errors import RecipeError
+        from optimum_slim.recipe import load_recipe
+
+        overrides = {}
+        for pair in self.args.set:
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise RecipeError([f"--set {pair}: write it as key=value, e.g. steps.0.ratio=0.5"], "the command line")
+            overrides[key] = value
+        for key, given in (("model", self.args.model), ("data.source", self.args.data)):
+            if given is not None:
+                overrides[key] = f'"{given}"'
+        return load_recipe(self.args.recipe, overrides)
+
+
+def add_recipe_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe (`optimum-cli slim list`)")
+    parser.add_argument("--model", metavar="M", help="folder or Hub id of the model, instead of the recipe's")
+    parser.add_argument("--data", metavar="D", help="folder, file or Hub id of the texts, instead of the recipe's")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, e.g. steps.0.ratio=0.5"
+    )
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("optimum").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")

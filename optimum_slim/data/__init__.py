@@ -1,0 +1,1 @@
+"""Texts, and what a model makes of them."""

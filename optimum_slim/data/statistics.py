@@ -1,0 +1,106 @@
+"""What passes through a model's linears on calibration texts: streamed, so that no activation is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from optimum_slim.model.anatomy import Block, anatomy_of, blocks_of
+from optimum_slim.model.shape import in_features
+
+GRAM_BYTES = 2**30  # of second moments that are held at a time
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+def grams_in_turn(
+    model: PreTrainedModel, role: str, indices: Collection[int], batches: Batches
+) -> Iterator[tuple[Block, Tensor]]:
+    """Second moments of what one linear of each chosen block reads, as many blocks at a time as fit in `GRAM_BYTES`.
+    Who cuts a block before asking for the next has later blocks judged by what the cut ones send.
+
+    Args:
+        model: a running model. role: the linear, as in Anatomy ("ffn_out", "output"). indices: the blocks.
+        batches: tokenized texts with an `attention_mask`.
+
+    Yields:
+        The block, and the `input_grams` of its linear.
+    """
+    chosen = [block for block in blocks_of(model) if block.index in indices]
+    while chosen:
+        size = 4 * in_features(getattr(chosen[0], role)) ** 2
+        count = max(1, GRAM_BYTES // size)
+        part, chosen = chosen[:count], chosen[count:]
+        grams = input_grams(model, [block.name_of(role) for block in part], batches)
+        for block in part:
+            yield block, grams.pop(block.name_of(role))
+
+
+@torch.no_grad()
+def input_grams(model: PreTrainedModel, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
+    """Second moments of the inputs of some linears, padding left out. A bias counts as one more input, always 1.
+
+    Args:
+        model: a running model.
+        names: linears, as in `named_modules()`.
+        batches: tokenized texts with an `attention_mask` [batch, tokens].
+
+    Returns:
+        For each name X^T X / rows, float32 [K, K], where X [rows, K] are the inputs at all real tokens.
+    """
+    modules = dict(model.named_modules())
+    grams: dict[str, Tensor] = {}
+    rows = 0
+    mask = torch.ones(0, dtype=torch.bool)
+
+    def watch(name: str, biased: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            real = inputs[0].flatten(0, -2)[mask].float()
+            if biased:
+                real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
+            grams[name] = grams.get(name, 0) + real.T @ real
+
+        return add
+
+    hooks = [
+        modules[name].register_forward_pre_hook(watch(name, modules[name].bias is not None)) for name in names
+    ]
+    try:
+        for inputs in _on_device(model, batches):
+            mask = inputs["attention_mask"].flatten().bool()
+            rows += int(mask.sum())
+            model.base_model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: gram / rows for name, gram in grams.items()}
+
+
+@torch.no_grad()
+def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
+    """How much each block turns its input: 1 - cos(input, output), averaged over real tokens (ShortGPT,
+    arXiv:2403.03853, eq. 1).
+
+    Returns:
+        float32 [blocks].
+    """
+    total, rows = torch.zeros(()), 0
+    for inputs in _on_device(model, batches):
+        mask = inputs["attention_mask"].bool()
+        # A decoder's last hidden state comes after the final norm, which only scales: the direction is nearly kept.
+        states = model.base_model(**inputs, output_hidden_states=True).hidden_states
+        turns = [1 - nn.functional.cosine_similarity(a[mask], b[mask], dim=-1) for a, b in zip(states, states[1:])]
+        total = total + torch.stack([turn.sum() for turn in turns]).cpu()
+        rows += int(mask.sum())
+    return total / rows
+
+
+def _on_device(model: PreTrainedModel, batches: Batches) -> Iterator[dict[str, Any]]:
+    extra = {"use_cache": False} if anatomy_of(model).causal else {}
+    for batch in tqdm(batches, desc="calibrating", leave=False):
+        yield {key: value.to(model.device) for key, value in batch.items()} | extra

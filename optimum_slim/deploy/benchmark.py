@@ -1,0 +1,147 @@
+"""How fast several ONNX files are, measured fairly: interleaved in one run, one at a time, spinning off."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tqdm.auto import tqdm
+
+from optimum_slim.deploy.machine import session_options
+
+ROUNDS = 30
+RUNS_PER_ROUND = 3
+SECONDS = 120  # at most this long for one point of the grid; never fewer than `FEWEST` rounds
+FEWEST = 5
+
+
+@dataclass(frozen=True)
+class Target:
+    """The loads to be fast at. Every combination is measured; the first of each decides."""
+
+    tokens: list[int] = field(default_factory=lambda: [128])
+    batch: list[int] = field(default_factory=lambda: [1])
+    threads: list[int] = field(default_factory=lambda: [1])
+
+    def mistakes(self) -> Iterator[str]:
+        for name in ("tokens", "batch", "threads"):
+            values = getattr(self, name)
+            if not values or any(value < 1 for value in values):
+                yield f"{name} must list numbers from 1 up, not {values}"
+
+    def points(self) -> Iterator[tuple[int, int, int]]:
+        """(batch, tokens, threads), the deciding one first."""
+        for threads in self.threads:
+            for batch in self.batch:
+                for tokens in self.tokens:
+                    yield batch, tokens, threads
+
+
+def benchmark(files: Mapping[str, Path], target: Target, decoder: bool) -> dict[str, list[dict[str, Any]]]:
+    """Times each file at each point of the target.
+
+    Args:
+        files: ONNX files by name. The first is what the others are compared with.
+        target: the points to measure.
+        decoder: the files have a cache: also time one token after `tokens` of context (`phase: decode`).
+
+    Returns:
+        For each file rows `{phase, batch, tokens, threads, p50, p90, p99, rounds}`: milliseconds of one call,
+        percentiles over all of its calls; `rounds` the median of each round, for paired ratios.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
+    for threads in target.threads:
+        sessions = {n: onnxruntime.InferenceSession(str(f), session_options(threads)) for n, f in files.items()}
+        for batch, tokens, _ in (point for point in target.points() if point[2] == threads):
+            for phase in ("prefill", "decode") if decoder else ("forward",):
+                timed = _interleaved(sessions, phase, batch, tokens)
+                for name, rounds in timed.items():
+                    calls = np.concatenate(rounds)
+                    rows[name].append(
+                        {"phase": phase, "batch": batch, "tokens": tokens, "threads": threads}
+                        | {f"p{q}": round(float(np.percentile(calls, q)), 4) for q in (50, 90, 99)}
+                        | {"rounds": [round(float(np.median(one)), 4) for one in rounds]}
+                    )
+    return rows
+
+
+def speedup(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times faster: the median over rounds of the ratio within a round, with the 95 % interval of that
+    median from a seeded bootstrap over rounds.
+
+    Args:
+        slow, fast: milliseconds of each round, of the same interleaved run.
+    """
+    ratios = np.array(slow) / np.array(fast)
+    drawn = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return {"median": round(statistics.median(ratios), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+
+
+def feeds(session: onnxruntime.InferenceSession, phase: str, batch: int, tokens: int) -> dict[str, np.ndarray]:
+    """Inputs of the right names and shapes, the same in every call. Token ids are small numbers: any vocabulary has
+    them, and what they are does not change the time."""
+    new, past = (1, tokens) if phase == "decode" else (tokens, 0)
+    made: dict[str, np.ndarray] = {}
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values"):
+            heads, size = (dim if isinstance(dim, int) else 1 for dim in (value.shape[1], value.shape[3]))
+            made[value.name] = np.zeros((batch, heads, past, size), dtype=np.float32)
+        elif value.name == "position_ids":
+            made[value.name] = np.tile(np.arange(past, past + new, dtype=np.int64), (batch, 1))
+        elif value.name == "attention_mask":
+            made[value.name] = np.ones((batch, past + new), dtype=np.int64)
+        elif value.name == "token_type_ids":
+            made[value.name] = np.zeros((batch, new), dtype=np.int64)
+        else:
+            made[value.name] = np.random.default_rng(0).integers(1, 64, (batch, new))
+    return made
+
+
+def resident_bytes(path: Path, batch: int, tokens: int) -> int | None:
+    """Peak resident memory of a fresh process that loads the file and runs it once; None where not to be had."""
+    command = [sys.executable, "-m", "optimum_slim.deploy.footprint", str(path), str(batch), str(tokens)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout)["rss_bytes"] if done.returncode == 0 else None
+
+
+def _interleaved(sessions: Mapping[str, Any], phase: str, batch: int, tokens: int) -> dict[str, list[np.ndarray]]:
+    inputs = {name: feeds(session, phase, batch, tokens) for name, session in sessions.items()}
+    if phase == "decode":
+        inputs = {name: _with_cache(session, inputs[name], batch, tokens) for name, session in sessions.items()}
+    timed: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
+    for name, session in sessions.items():
+        session.run(None, inputs[name])
+    end = time.monotonic() + SECONDS
+    for done in tqdm(range(ROUNDS), desc=f"timing {phase} {batch}x{tokens}", leave=False):
+        if done >= FEWEST and time.monotonic() > end:
+            break
+        for name, session in sessions.items():
+            timed[name].append(np.array([_milliseconds(session, inputs[name]) for _ in range(RUNS_PER_ROUND)]))
+    return timed
+
+
+def _with_cache(session: Any, inputs: dict[str, np.ndarray], batch: int, tokens: int) -> dict[str, np.ndarray]:
+    """The true cache of `tokens` of context, whose sizes a graph with symbolic dimensions does not tell."""
+    outputs = session.run(None, feeds(session, "prefill", batch, tokens))
+    cache = {
+        value.name.replace("present", "past_key_values"): output
+        for value, output in zip(session.get_outputs(), outputs, strict=True)
+        if value.name.startswith("present")
+    }
+    return inputs | cache
+
+
+def _milliseconds(session: Any, inputs: dict[str, np.ndarray]) -> float:
+    start = time.perf_counter()
+    session.run(None, inputs)
+    return (time.perf_counter() - start) * 1000

@@ -1,0 +1,98 @@
+"""Which precision to hand out: the fastest that keeps the slim model's quality on validation texts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from optimum_slim.deploy.benchmark import Target, benchmark
+from optimum_slim.deploy.export import onnx_bytes
+from optimum_slim.deploy.precision import PRECISIONS
+from optimum_slim.deploy.verify import load_ort
+from optimum_slim.errors import QualityError
+from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.task import Metrics, loss_of_quality
+
+
+@dataclass(frozen=True)
+class Deploy:
+    """How the slim model becomes the ONNX file that is served."""
+
+    precision: Literal["auto", "fp32", "int8-dynamic", "int8-weights"] = "auto"  # auto tries all, keeps the fastest
+    target: Target = field(default_factory=Target)  # the loads to be fast at
+    sparse: Literal["auto", "never"] = "auto"  # layers run sparse where that is measured to be faster
+    max_quality_loss: float | None = 0.02  # what precision may cost on validation; null accepts any
+    decided: dict[str, Any] | None = None  # written by a run: what was measured and chosen; a re-run obeys it
+
+    def mistakes(self) -> Iterator[str]:
+        if self.max_quality_loss is not None and self.max_quality_loss < 0:
+            yield f"max_quality_loss must be at least 0, not {self.max_quality_loss}"
+        chosen = (self.decided or {}).get("precision")
+        if chosen is not None and chosen not in PRECISIONS:
+            yield f"decided.precision must be one of {', '.join(PRECISIONS)}, not {chosen!r}"
+
+
+def choose_precision(source: Path, work: Path, deploy: Deploy, validation: Evaluation | None, causal: bool) -> Path:
+    """Makes the wanted precision, or for `auto` all of them, and decides.
+
+    Args:
+        source: folder of the slim model's fp32 export, with its config.json.
+        work: where the candidates are made, a folder each.
+        deploy: the settings.
+        validation: texts to judge on; none where the recipe has no data.
+        causal: the model has a cache, and decoding counts.
+
+    Returns:
+        The folder of the chosen candidate; its name is the precision.
+
+    Raises:
+        QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`.
+    """
+    fixed = (deploy.decided or {}).get("precision", deploy.precision)
+    names = list(PRECISIONS) if fixed == "auto" else [fixed]
+    folders = {name: make_precision(source, work / name, name) for name in names}
+    if len(names) == 1 and (deploy.max_quality_loss is None or validation is None or fixed == "fp32"):
+        return folders[fixed]
+    losses = quality_losses(source, folders, validation)
+    limit = deploy.max_quality_loss
+    good = [name for name in names if limit is None or losses[name] <= limit]
+    if not good:
+        told = ", ".join(f"{name} loses {loss:.4f}" for name, loss in losses.items())
+        raise QualityError(
+            f"deploy.max_quality_loss: on validation {told}, more than {limit}. Choose another deploy.precision "
+            "(auto tries all), raise max_quality_loss, or set it to null; the same command with --set goes on from here"
+        )
+    if len(good) == 1:
+        return folders[good[0]]
+    first = Target(deploy.target.tokens[:1], deploy.target.batch[:1], deploy.target.threads[:1])
+    times = benchmark({name: folders[name] / "model.onnx" for name in good}, first, causal)
+    # A decoder spends its time on single tokens; of equally fast files the smaller wins.
+    return folders[min(good, key=lambda name: (times[name][-1]["p50"], onnx_bytes(folders[name] / "model.onnx")))]
+
+
+def make_precision(source: Path, folder: Path, name: str) -> Path:
+    """A folder that an ORTModel loads, with the file in the named precision."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    PRECISIONS[name](source / "model.onnx", folder / "model.onnx")
+    return folder
+
+
+def quality_losses(source: Path, folders: dict[str, Path], validation: Evaluation | None) -> dict[str, float]:
+    """What each candidate loses against the slim model's own fp32 file."""
+    if validation is None:
+        return dict.fromkeys(folders, 0.0)
+    task = validation.task
+    outcomes = validation.outcomes(load_ort(source, type(task)))
+    own = Evaluation(task, validation.sets, outcomes)
+    before = own.metrics(outcomes)
+
+    def quality(folder: Path) -> Metrics:
+        return own.quality(load_ort(folder, type(task)))
+
+    return {name: loss_of_quality(task, before, quality(folder)) for name, folder in folders.items()}

@@ -1,0 +1,156 @@
+"""Small rewrites of an exported ONNX graph: same results, but stock ONNX Runtime runs or stores it better."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+def sum_residuals(graph: onnx.ModelProto) -> int:
+    """Writes residual additions before a LayerNormalization as Sum, in place; returns how many.
+
+    ONNX Runtime fuses Add and LayerNormalization into a SkipLayerNormalization whose CPU kernel is about ten times
+    slower than the two apart. It does not look for Sum.
+    """
+    producers = {output: node for node in graph.graph.node for output in node.output}
+    constant = _constants(graph)
+    changed = 0
+    for norm in graph.graph.node:
+        if norm.op_type != "LayerNormalization":
+            continue
+        add = producers.get(norm.input[0])
+        if add is not None and add.op_type == "Add" and not constant & set(add.input):
+            add.op_type = "Sum"
+            changed += 1
+    return changed
+
+
+def fold_transposed_weights(graph: onnx.ModelProto) -> dict[str, str]:
+    """Stores the transpose of a weight instead of computing it, in place: a language model's head that reads the
+    embedding would else escape quantization. Returns the embedding's name by the head's new name."""
+    initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
+    tied = {}
+    for node in list(graph.graph.node):
+        if node.op_type != "Transpose" or node.input[0] not in initializers:
+            continue
+        weight = numpy_helper.to_array(initializers[node.input[0]])
+        name = f"{node.input[0]}.transposed"
+        if name not in tied:
+            graph.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight.T), name))
+            tied[name] = node.input[0]
+        replace_input(graph, node.output[0], name)
+        graph.graph.node.remove(node)
+    return tied
+
+
+def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
+    """Stores embeddings as int8 with one scale per token, in place; a head made by `quantize_dynamic` from the same
+    weight (`tied`: embedding by head) reads the same integers."""
+    heads = {embedding: head for head, embedding in tied.items()}
+    for name, gathers in float_embeddings(graph).items():
+        integers, scales = f"{name}.int8", f"{name}.scale"
+        stored = initializer(graph, f"{heads[name]}_quantized") if name in heads else None
+        if stored is not None:
+            quantized = numpy_helper.to_array(stored).T
+            scale = numpy_helper.to_array(initializer(graph, f"{heads[name]}_scale"))[:, None]
+            replace_input(graph, stored.name, f"{stored.name}.shared")
+            graph.graph.node.insert(0, helper.make_node("Transpose", [integers], [f"{stored.name}.shared"], perm=[1, 0]))
+            graph.graph.initializer.remove(stored)
+        else:
+            weight = numpy_helper.to_array(initializer(graph, name))
+            largest = np.abs(weight).max(axis=1, keepdims=True)
+            scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
+            quantized = np.rint(weight / scale).astype(np.int8)
+        add_initializer(graph, integers, np.ascontiguousarray(quantized, dtype=np.int8))
+        add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
+        for gather in gathers:
+            ids, output = gather.input[1], gather.output[0]
+            _replace_node(
+                graph,
+                gather,
+                helper.make_node("Gather", [integers, ids], [f"{output}.rows"], name=f"{gather.name}.rows"),
+                helper.make_node("Gather", [scales, ids], [f"{output}.scales"], name=f"{gather.name}.scales"),
+                helper.make_node("Cast", [f"{output}.rows"], [f"{output}.float"], to=onnx.TensorProto.FLOAT),
+                helper.make_node("Mul", [f"{output}.float", f"{output}.scales"], [output]),
+            )
+        drop_unused(graph)
+
+
+def share_embedding_blocks(graph: onnx.ModelProto, tied: dict[str, str], block: int) -> None:
+    """Lets an embedding read the 8-bit blocks of the head that has the same weight (MatMulNBits), in place. Without
+    it the weight would stand in the file twice."""
+    for head, name in tied.items():
+        packed, scales = initializer(graph, f"{head}_Q8"), f"{head}_scales"
+        gathers = float_embeddings(graph).get(name)
+        if packed is None or not gathers:
+            continue
+        vocabulary, hidden = initializer(graph, name).dims
+        if hidden % block:
+            continue
+        add_initializer(graph, f"{name}.sizes", np.array([vocabulary, hidden], dtype=np.int64))
+        rows = f"{packed.name}.rows"
+        graph.graph.node.insert(0, helper.make_node("Reshape", [packed.name, f"{name}.sizes"], [rows]))
+        for gather in gathers:
+            node = helper.make_node(
+                "GatherBlockQuantized",
+                [rows, gather.input[1], scales],
+                [gather.output[0]],
+                name=f"{gather.name}.blocks",
+                domain="com.microsoft",
+                bits=8,
+                block_size=block,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+            _replace_node(graph, gather, node)
+        stored = initializer(graph, scales)
+        shaped = numpy_helper.to_array(stored).reshape(vocabulary, hidden // block)
+        stored.CopyFrom(numpy_helper.from_array(shaped, scales))
+        drop_unused(graph)
+
+
+def float_embeddings(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """The float tables [rows, width] of at least 4096 values that Gather reads rows of, with the nodes that do."""
+    tables = {t.name for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2
+              and t.dims[0] * t.dims[1] >= 4096}
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        if node.op_type == "Gather" and node.input[0] in tables and axis == 0:
+            found.setdefault(node.input[0], []).append(node)
+    return found
+
+
+def initializer(graph: onnx.ModelProto, name: str) -> onnx.TensorProto | None:
+    return next((tensor for tensor in graph.graph.initializer if tensor.name == name), None)
+
+
+def add_initializer(graph: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+    graph.graph.initializer.append(numpy_helper.from_array(value, name))
+
+
+def replace_input(graph: onnx.ModelProto, old: str, new: str) -> None:
+    for node in graph.graph.node:
+        for at, name in enumerate(node.input):
+            if name == old:
+                node.input[at] = new
+
+
+def drop_unused(graph: onnx.ModelProto) -> None:
+    """Removes initializers that nothing reads, in place."""
+    used = {name for node in graph.graph.node for name in node.input} | {value.name for value in graph.graph.output}
+    for tensor in [tensor for tensor in graph.graph.initializer if tensor.name not in used]:
+        graph.graph.initializer.remove(tensor)
+
+
+def _constants(graph: onnx.ModelProto) -> set[str]:
+    made = {output for node in graph.graph.node if node.op_type == "Constant" for output in node.output}
+    return made | {tensor.name for tensor in graph.graph.initializer}
+
+
+def _replace_node(graph: onnx.ModelProto, old: onnx.NodeProto, *new: onnx.NodeProto) -> None:
+    at = list(graph.graph.node).index(old)
+    graph.graph.node.remove(old)
+    for offset, node in enumerate(new):
+        graph.graph.node.insert(at + offset, node)

@@ -1,0 +1,53 @@
+"""What the figures were measured on: CPU, threads, versions. And how ONNX Runtime is asked to run there."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import onnxruntime
+
+_TOLD = ("optimum-slim", "onnxruntime", "optimum", "optimum-onnx", "transformers", "torch", "onnx", "numpy")
+_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi", "avx512_bf16", "amx_int8",
+          "asimddp", "i8mm", "sve")  # fmt: skip
+
+
+@cache
+def cpu_flags() -> tuple[str, ...]:
+    """The vector extensions of this CPU that matter for int8; empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    known = set(info.read_text().split()) if info.exists() else set()
+    return tuple(flag for flag in _FLAGS if flag in known)
+
+
+def multiplies_int8_exactly() -> bool:
+    """Without VNNI, x86 adds pairs of uint8 x int8 products in 16 bits, which overflow: weights then need 7 bits."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not x86 or "avx512_vnni" in cpu_flags() or "avx_vnni" in cpu_flags()
+
+
+def environment() -> dict[str, object]:
+    """CPU, system and versions, as they go into a report."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cpu_flags": list(cpu_flags()),
+        "cores": len(names) or None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": sys.version.split()[0], **{name: version(name) for name in _TOLD}},
+    }
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options for measuring: workers that wait by spinning would slow the next session in the same process."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options

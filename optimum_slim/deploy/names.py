@@ -1,0 +1,69 @@
+"""Which ONNX initializer holds which torch weight: found by the node's path, believed only if the values agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from optimum_slim.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a weight stands in an ONNX graph."""
+
+    initializer: str
+    node: str  # the first node that computes with it
+    transposed: bool  # stored as the transpose of the torch tensor
+
+
+def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, Stored]:
+    """The initializers of all linear and embedding weights.
+
+    The exporter renames linears (`onnx::MatMul_746`), but a node's name keeps the path of its module:
+    `/bert/encoder/layer.0/attention/self/query/MatMul`.
+
+    Args:
+        graph: an fp32 export of `model`, weights loaded.
+        model: the torch model that was exported.
+
+    Returns:
+        For each torch parameter name, e.g. "bert.encoder.layer.0.intermediate.dense.weight", where it is stored.
+
+    Raises:
+        ModelError: a weight is not in the graph, or its values differ.
+    """
+    initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
+    sources = {output: node for node in graph.graph.node for output in node.output}
+    nodes = {module_path(node): node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "Gather")}
+    found = {}
+    for name, module in model.named_modules():
+        # OPT's head calls the decoder past its base model, whose name is then missing from the path.
+        node = nodes.get(name) or nodes.get(name.removeprefix(f"{model.base_model_prefix}."))
+        if node is None or not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            continue
+        operand = node.input[0 if node.op_type == "Gather" else 1]
+        if operand in sources and sources[operand].op_type == "Transpose":  # a head that reads the embedding
+            operand = sources[operand].input[0]
+        if operand not in initializers:
+            raise ModelError(f"{name}: node {node.name} of the ONNX graph does not read a stored weight")
+        stored = numpy_helper.to_array(initializers[operand])
+        weight = module.weight.detach().float().cpu().numpy()
+        if stored.shape == weight.shape and np.array_equal(stored, weight):
+            found[f"{name}.weight"] = Stored(operand, node.name, transposed=False)
+        elif stored.shape == weight.T.shape and np.array_equal(stored, weight.T):
+            found[f"{name}.weight"] = Stored(operand, node.name, transposed=True)
+        else:
+            raise ModelError(f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight")
+    return found
+
+
+def module_path(node: onnx.NodeProto) -> str:
+    """The torch module that a node came from: `/bert/pooler/dense/Gemm` is `bert.pooler.dense`."""
+    return node.name.strip("/").rpartition("/")[0].replace("/", ".")

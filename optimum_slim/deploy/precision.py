@@ -1,0 +1,103 @@
+"""From the fp32 ONNX file to the one that is served: how numbers are stored and multiplied."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from optimum_slim.deploy.export import EXTERNAL_DATA_BYTES, onnx_bytes, save_onnx
+from optimum_slim.deploy.graph import (
+    drop_unused,
+    fold_transposed_weights,
+    quantize_embeddings,
+    share_embedding_blocks,
+    sum_residuals,
+)
+from optimum_slim.deploy.machine import multiplies_int8_exactly
+
+WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
+
+
+def fp32(source: Path, target: Path) -> None:
+    """Floats stay; only the graph is made faster."""
+    graph = onnx.load(source)
+    sum_residuals(graph)
+    save_onnx(graph, target)
+
+
+def int8_dynamic(source: Path, target: Path) -> None:
+    """int8 weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
+    arXiv:1712.05877, as ONNX Runtime's dynamic quantization). Products of two activations stay float: they are small,
+    and quantizing them costs the most accuracy."""
+    graph = onnx.load(source)
+    sum_residuals(graph)
+    tied = fold_transposed_weights(graph)
+    drop_unused(graph)
+    large = onnx_bytes(source) > EXTERNAL_DATA_BYTES
+    with _quietly():
+        quantize_dynamic(
+            graph,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            reduce_range=not multiplies_int8_exactly(),
+            use_external_data_format=large,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+        )
+    quantized = onnx.load(target)
+    quantize_embeddings(quantized, tied)
+    save_onnx(quantized, target)
+
+
+def int8_weights(source: Path, target: Path) -> None:
+    """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
+    (MatMulNBits): for decoders, which one activation scale per tensor ruins."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    graph = onnx.load(source)
+    sum_residuals(graph)
+    tied = fold_transposed_weights(graph)
+    drop_unused(graph)
+    _gemms_to_matmuls(graph)
+    # accuracy_level 4 multiplies in int8; level 0 is about 20 times slower at one row.
+    config = DefaultWeightOnlyQuantConfig(block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
+    quantizer = MatMulNBitsQuantizer(graph, algo_config=config)
+    with _quietly():
+        quantizer.process()
+    quantized = quantizer.model.model
+    share_embedding_blocks(quantized, tied, WEIGHT_BLOCK)
+    quantize_embeddings(quantized, {})
+    save_onnx(quantized, target)
+
+
+PRECISIONS: dict[str, Callable[[Path, Path], None]] = {
+    "fp32": fp32,
+    "int8-dynamic": int8_dynamic,
+    "int8-weights": int8_weights,
+}
+
+
+def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:
+    """gpt2's linears are exported as Gemm, which only the dynamic quantizer rewrites by itself."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    model = ONNXModel(graph)
+    model.replace_gemm_with_matmul()
+    model.topological_sort()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """ONNX Runtime's quantizers log to the root logger, and advise a pre-processing that hides the linears."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,266 @@
+"""The whole product, in the order it happens: plan, slim step by step, hand to ONNX Runtime, prove, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from optimum_slim.data.statistics import Batches
+from optimum_slim.deploy.baseline import optimum_int8
+from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
+from optimum_slim.deploy.choose import choose_precision
+from optimum_slim.deploy.export import export, onnx_bytes
+from optimum_slim.deploy.machine import environment
+from optimum_slim.deploy.verify import load_ort, verify
+from optimum_slim.model.checkpoint import carry_files, load_model, save_model
+from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
+from optimum_slim.recipe import Recipe
+from optimum_slim.report.report import Report, Row, latency_row, parameters_of, peak_rss_bytes, zeros_of
+from optimum_slim.tasks.evaluate import Evaluation, Outcomes
+from optimum_slim.tasks.task import Metrics
+from optimum_slim.training.trainer import TrainingData
+from optimum_slim.workspace import Workspace
+
+TORCH_BATCH = 16  # texts at a time when a torch model is judged
+
+Say = Callable[[str], None]
+
+
+def slim(
+    recipe: Recipe, output: str | Path, *, overwrite: bool = False, restart: bool = False, say: Say = lambda _: None
+) -> Report:
+    """Makes a slim model of the recipe's model and writes the folder that serves it.
+
+    Args:
+        recipe: what to do.
+        output: the folder to write; `<output>.partial` beside it holds the work in progress.
+        overwrite: replace an existing output.
+        restart: forget an interrupted run instead of going on from it.
+        say: told in a line what is being done.
+
+    Raises:
+        SlimError: see errors.py.
+    """
+    torch.set_num_threads(recipe.threads)
+    plan = planned(recipe)
+    with Workspace(Path(output), plan, overwrite, restart) as work:
+        supplies = Supplies(plan, work)
+        original = Original(plan, work, say)
+        model, report = _latest(plan, work)
+        for step in plan.remaining(len(report.steps)):
+            say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
+            begun = time.monotonic()
+            step.technique.apply(model, **supplies.asked_by(step))
+            report.steps.append(_step_row(step, model, plan, original, time.monotonic() - begun))
+            work.checkpoint(model, plan.tokenizer, report)
+        folder = _deploy(model.cpu(), plan, work, original, report, say)
+        work.finish(folder)
+    return report
+
+
+class Supplies:
+    """What techniques may ask for by the names of `apply`'s parameters; each is made when first asked for."""
+
+    def __init__(self, plan: Plan, work: Workspace):
+        self.plan, self.work = plan, work
+
+    def asked_by(self, step: PlannedStep) -> dict[str, Any]:
+        made = {name: getattr(self, name) for name in step.asks if name != "workdir"}
+        if "workdir" in step.asks:
+            made["workdir"] = self.work.kept(f"training-{self.plan.steps.index(step) + 1:02d}")
+        return made
+
+    @cached_property
+    def calibration_data(self) -> Batches:
+        """Tokenized texts from train, drawn with the seed, without labels."""
+        recipe, task = self.plan.recipe, self.plan.task
+        rows = self.plan.texts.train.shuffle(seed=recipe.seed)
+        examples = task.examples(rows, recipe.data.calibration, labelled=False)
+        return [task.collate(examples[start : start + 8]) for start in range(0, len(examples), 8)]
+
+    @cached_property
+    def training_data(self) -> TrainingData:
+        return TrainingData(self.plan.task.examples(self.plan.texts.train), self.plan.task.collate)
+
+    @cached_property
+    def teacher(self) -> PreTrainedModel:
+        return load_model(self.plan.teacher_folder).requires_grad_(False)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.plan.tokenizer
+
+    @property
+    def task(self) -> Any:
+        return self.plan.task
+
+    @property
+    def seed(self) -> int:
+        return self.plan.recipe.seed
+
+    @property
+    def threads(self) -> int:
+        return self.plan.recipe.threads
+
+
+class Original:
+    """The model as it was, in ONNX: what every figure is compared with."""
+
+    def __init__(self, plan: Plan, work: Workspace, say: Say):
+        self.plan, self.work, self.say = plan, work, say
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its fp32 export."""
+        folder = self.work.kept("original")
+        if not (folder / "done").exists():
+            self.say("exporting the original model")
+            model = load_model(self.plan.folder)
+            model.config.save_pretrained(folder)
+            export(model, type(self.plan.task), folder / "model.onnx")
+            (folder / "done").touch()
+        return folder
+
+    @cached_property
+    def int8(self) -> Path:
+        """Optimum's own int8 of it."""
+        return optimum_int8(self.folder, self.work.scratch("original-int8"))
+
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        self.say("evaluating the original model")
+        return self.plan.evaluation.outcomes(load_ort(self.folder, type(self.plan.task), self.plan.recipe.threads))
+
+    def quality(self, model: Any, batch_size: int = 1) -> Metrics:
+        """A model's figures, compared with the original's answers where the task does so."""
+        if self.plan.evaluation is None:
+            return {}
+        judged = replace_original(self.plan.evaluation, self.outcomes)
+        if model is None:
+            return judged.metrics(self.outcomes)
+        return judged.quality(model, batch_size)
+
+
+def replace_original(evaluation: Evaluation, outcomes: Outcomes) -> Evaluation:
+    return Evaluation(evaluation.task, evaluation.sets, outcomes)
+
+
+def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
+    """The model and report after the last finished step, or the original and an empty report."""
+    done = work.done()
+    model = load_model(done[1] if done else plan.folder)
+    report = Report.read(done[1]) if done else Report()
+    wanted = plan.recipe.device
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    return model.to(device), report
+
+
+def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: Original, seconds: float) -> Row:
+    settings = next(iter(_settings(step, plan).values()))
+    return {
+        "technique": step.name,
+        "settings": settings,
+        "parameters": parameters_of(model),
+        "zeros": zeros_of(model),
+        "predicted_bytes": step.predicted_bytes,
+        "quality_torch": original.quality(model, TORCH_BATCH),
+        "seconds": round(seconds, 1),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def _settings(step: PlannedStep, plan: Plan) -> dict[str, Any]:
+    return plan.recipe.complete()["steps"][plan.steps.index(step)]
+
+
+def _deploy(
+    model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say
+) -> Path:
+    """Exports, chooses the precision, proves and measures; returns the finished folder."""
+    task, recipe = plan.task, plan.recipe
+    say("exporting the slim model")
+    fp32 = work.scratch("fp32")
+    model.config.save_pretrained(fp32)
+    export(model, type(task), fp32 / "model.onnx")
+    say(f"making {recipe.deploy.precision}")
+    chosen = choose_precision(fp32, work.kept("precision"), recipe.deploy, _validation(plan), plan.causal)
+
+    folder = work.scratch("final")
+    save_model(model, folder, plan.tokenizer)
+    for file in chosen.glob("model.onnx*"):
+        file.rename(folder / file.name)
+    carry_files(plan.folder, folder)
+    say("verifying")
+    report.verify = verify(model, fp32, folder, type(task))
+    say("measuring quality and speed")
+    report.model = _name(plan.folder)
+    report.task = task.name
+    report.recipe = _completed(plan, chosen.name)
+    report.environment = environment() | {"threads_of_training": recipe.threads}
+    report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
+    report.final["precision"] = chosen.name
+    (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
+    report.write(folder)
+    return folder
+
+
+def _validation(plan: Plan) -> Evaluation | None:
+    if plan.texts is None:
+        return None
+    return Evaluation.of(plan.task, plan.texts.evaluation("validation"))
+
+
+def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:
+    """The rows of the original, of Optimum's int8 and of the result: size, quality, speed, memory."""
+    kind, target, threads = type(plan.task), plan.recipe.deploy.target, plan.recipe.threads
+    files = {"original": original.folder, "baseline_int8": original.int8, "final": folder}
+    times = benchmark({name: path / "model.onnx" for name, path in files.items()}, target, plan.causal)
+    before = load_model(plan.folder)
+    rows: dict[str, Row] = {}
+    for name, path in files.items():
+        counted = model if name == "final" else before
+        judged = None if name == "original" else load_ort(path, kind, threads)
+        rows[name] = {
+            "parameters": parameters_of(counted),
+            "zeros": zeros_of(counted),
+            "file_bytes": onnx_bytes(path / "model.onnx"),
+            "quality": original.quality(judged),
+            **latency_row(times[name]),
+            "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
+        }
+    points = zip(times["original"], times["baseline_int8"], times["final"], strict=True)
+    pairs = [(final, speedup(a["rounds"], final["rounds"]), speedup(b["rounds"], final["rounds"]))
+             for a, b, final in points]  # fmt: skip
+    for row, (_, fp32, int8) in zip(rows["final"]["latency"], pairs, strict=True):
+        row["speedup"] = {"vs_fp32": fp32, "vs_optimum_int8": int8}
+    rows["final"]["speedup"] = rows["final"]["latency"][0]["speedup"]
+    return rows["original"], rows["baseline_int8"], rows["final"]
+
+
+def _name(folder: Path) -> Row:
+    """A local model is known by its folder's name and its content, not by where it lies."""
+    return {"name": folder.resolve().name, "sha256": fingerprint(folder)}
+
+
+def _completed(plan: Plan, precision: str) -> Row:
+    """The recipe as it ran: every default and every measured decision, without a path of this machine."""
+    recipe = replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided={"precision": precision}))
+    content = recipe.complete()
+    for place, key in ((content, "model"), (content, "teacher"), (content["data"], "source")):
+        if place[key] is not None and os.path.exists(place[key]):
+            place[key] = Path(place[key]).resolve().name
+    return content
+
+
+def _yaml(report: Report) -> str:
+    header = f"# made from {report.model['name']}, sha256 {report.model['sha256']}\n"
+    return header + yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True)

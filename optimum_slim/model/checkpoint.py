@@ -1,0 +1,160 @@
+"""Load and save a model: safetensors only, strictly, with the shape that its config tells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import optimum_slim.model.hook  # noqa: F401  registers the reshaping of per-layer widths with transformers
+from optimum_slim.errors import ModelError
+from optimum_slim.model.anatomy import anatomy_of
+from optimum_slim.model.shape import shape_in
+from optimum_slim.model.surgery import reshape
+
+# What other libraries keep beside a model and need again, unchanged, to serve it.
+CARRIED = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "*_Pooling",
+    "*_Normalize",
+    "*_Dense",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Pooling/*", "*_Normalize/*", "*_Dense/*")
+
+
+def find_model(source: str) -> Path:
+    """The folder of a model: a local one as it is, or a Hub id (`org/name` or `org/name@revision`), downloaded.
+
+    Raises:
+        ModelError: neither a folder with a config.json nor a model that the Hub gives out.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model: the folder {source} holds no config.json; give the folder of a saved model")
+        return folder
+    if folder.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        raise ModelError(f"model: there is no folder {source}")
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_DOWNLOADED)))
+    except Exception as error:
+        raise ModelError(f"model: {source} is not a folder here, and the Hub did not give it out: {error}") from error
+
+
+def load_config(folder: Path) -> PretrainedConfig:
+    """The config of a saved model.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model: {folder / 'config.json'} cannot be read: {error}") from error
+
+
+def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """The transformers class that the config names under `architectures`.
+
+    Raises:
+        ModelError: it names none, or one that transformers lacks.
+    """
+    names = config.architectures or []
+    found = getattr(transformers, names[0], None) if names else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ModelError(f"config.json: architectures {names} names no class of transformers, e.g. BertModel")
+    return found
+
+
+def load_model(folder: str | Path) -> PreTrainedModel:
+    """Loads the model of a folder, slim or not, in float32 and in eval mode.
+
+    Raises:
+        ModelError: the folder, its config or its weights cannot be read, or do not fit each other.
+    """
+    folder = find_model(str(folder))
+    config = load_config(folder)
+    anatomy_of(config)
+    shape_in(config)
+    try:
+        model, report = model_class(config).from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file surfaces as an error of safetensors, json, torch or transformers
+        raise ModelError(f"model: the weights in {folder} cannot be loaded: {error}") from error
+    problems = {kind: report[f"{kind}_keys"] for kind in ("missing", "mismatched") if report[f"{kind}_keys"]}
+    if report["unexpected_keys"] and getattr(config, "slim", None):
+        problems["unexpected"] = report["unexpected_keys"]
+    if problems:
+        told = "; ".join(f"{kind}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in problems.items())
+        raise ModelError(f"model: the weights in {folder} do not fit its config.json ({told})")
+    return model.eval()
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model that a config tells, on the meta device: sizes without memory."""
+    with torch.device("meta"):
+        model = model_class(config)(config)
+    reshape(model, shape_in(config))
+    return model
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; a decoder's without a padding token pads with its end token.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"model: the tokenizer in {folder} cannot be loaded: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Saves weights (safetensors), config and tokenizer into `folder`."""
+    model.save_pretrained(folder, safe_serialization=True)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def carry_files(source: Path, folder: Path) -> None:
+    """Copies what other libraries need beside the model (`CARRIED`) from the original, where it is not there yet."""
+    for pattern in CARRIED:
+        for path in sorted(source.glob(pattern)):
+            target = folder / path.name
+            if path.is_dir():
+                shutil.copytree(path, target, dirs_exist_ok=True)
+            elif not target.exists():
+                shutil.copyfile(path, target)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file beside a model.
+
+    Raises:
+        ModelError: it cannot be read, or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object")
+    return content

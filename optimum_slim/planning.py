@@ -1,0 +1,184 @@
+"""Look ahead: find every mistake and foretell every size before any weight is loaded."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from optimum_slim.data.texts import Texts, load_texts
+from optimum_slim.errors import RecipeError, SlimError
+from optimum_slim.model.anatomy import anatomy_of
+from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
+from optimum_slim.model.shape import Shape, shape_in, shape_of
+from optimum_slim.model.surgery import reshape
+from optimum_slim.recipe import Recipe
+from optimum_slim.tasks import task_named
+from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.task import Task
+from optimum_slim.techniques import name_of
+from optimum_slim.techniques.technique import Technique
+
+BASE_BYTES = 700 * 2**20  # Python with torch, transformers and ONNX Runtime loaded
+NEEDS_TEXTS = ("calibration_data", "training_data")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """What is known of a step before it runs."""
+
+    technique: Technique
+    name: str
+    asks: tuple[str, ...]
+    shape: Shape
+    parameters: int
+    predicted_bytes: int  # of the ONNX file, were this the last step
+    peak_bytes: int  # of memory while it runs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that can run: the model's config, the texts, and each step's outcome in sizes."""
+
+    recipe: Recipe
+    folder: Path  # of the original model
+    teacher_folder: Path
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    task: Task = field(repr=False)
+    texts: Texts | None = field(repr=False)
+    evaluation: Evaluation | None = field(repr=False)
+    original: PlannedStep = field(repr=False)
+    steps: tuple[PlannedStep, ...] = field(repr=False)
+
+    def remaining(self, done: int) -> list[PlannedStep]:
+        return list(self.steps[done:])
+
+    @property
+    def causal(self) -> bool:
+        return self.task.name == "text-generation"
+
+
+def planned(recipe: Recipe) -> Plan:
+    """Checks a recipe against its model and texts.
+
+    Raises:
+        RecipeError: with everything that stands in the way.
+    """
+    mistakes: list[str] = []
+    if recipe.model is None:
+        raise RecipeError(["model: no model is given; name a folder or Hub id under `model`, or with --model"])
+    folder = _tried(mistakes, lambda: find_model(str(recipe.model)))
+    texts = _tried(mistakes, lambda: load_texts(recipe.data, recipe.seed)) if recipe.data.source else None
+    config = _tried(mistakes, lambda: load_config(folder)) if folder else None
+    kind = _tried(mistakes, lambda: task_named(recipe.task, config)) if config else None
+    if config is None or kind is None or folder is None or _tried(mistakes, lambda: anatomy_of(config)) is None:
+        raise RecipeError(mistakes)
+    teacher = _tried(mistakes, lambda: find_model(recipe.teacher)) if recipe.teacher else folder
+    tokenizer = _tried(mistakes, lambda: load_tokenizer(folder))
+    task = kind(config, tokenizer, recipe.data, folder) if tokenizer is not None else None
+    evaluation = None
+    if task is not None and texts is not None:
+        evaluation = _tried(mistakes, lambda: Evaluation.of(task, texts.evaluation(recipe.data.evaluation)))
+    mistakes += _missing_texts(recipe, texts) + _too_long(recipe, config)
+    model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
+    steps = _walk(recipe, model, mistakes) if model is not None else []
+    if mistakes or task is None or tokenizer is None or teacher is None:
+        raise RecipeError(mistakes)
+    return Plan(recipe, folder, teacher, config, tokenizer, task, texts, evaluation, steps[0], tuple(steps[1:]))
+
+
+def predicted_bytes(model: PreTrainedModel, precision: str) -> int:
+    """Bytes of the model's weights in an ONNX file: 8-bit linears and embeddings with their scales, the rest fp32."""
+    total, seen = 0, set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            table = name == "weight" and isinstance(module, nn.Linear | Conv1D | nn.Embedding)
+            if precision == "fp32" or not table:
+                total += 4 * parameter.numel()
+            elif precision == "int8-weights":
+                total += parameter.numel() + parameter.numel() // 8
+            else:
+                total += parameter.numel() + 4 * parameter.shape[0]
+    return total
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the files of a model's folder that make the model what it is."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".txt", ".model", ".jinja"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _walk(recipe: Recipe, model: PreTrainedModel, mistakes: list[str]) -> list[PlannedStep]:
+    """Takes an empty model through the steps; the first entry stands for the original."""
+    precision = recipe.deploy.precision if recipe.deploy.precision != "auto" else "int8-dynamic"
+    original = sum(parameter.numel() for parameter in model.parameters())
+    first = PlannedStep(Technique(), "original", (), shape_of(model), original, predicted_bytes(model, "fp32"), 0)
+    walked = [first]
+    for index, technique in enumerate(recipe.steps):
+        name, before = name_of(technique), shape_in(model.config)
+        refusals = list(technique.refusals(model.config, before))
+        after = technique.shape_after(before) if not refusals else before
+        removes = getattr(technique, "ratio", None) or getattr(technique, "keep", None)
+        if removes and not refusals and after == before:
+            refusals = ["it removes nothing from this model: what stays is rounded up to all there is"]
+        mistakes += [f"steps.{index}.{name}: {refusal}" for refusal in refusals]
+        reshape(model, after)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        memory = BASE_BYTES + 4 * walked[-1].parameters
+        memory += 4 * original if "teacher" in technique.asks() else 0
+        memory += 12 * parameters if "training_data" in technique.asks() else 0  # gradients and AdamW's two moments
+        size = predicted_bytes(model, precision)
+        walked.append(PlannedStep(technique, name, technique.asks(), after, parameters, size, memory))
+    return walked
+
+
+def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
+    mistakes = []
+    for index, technique in enumerate(recipe.steps):
+        wanted = [name for name in technique.asks() if name in NEEDS_TEXTS]
+        where = f"steps.{index}.{name_of(technique)}"
+        if wanted and recipe.data.source is None:
+            mistakes.append(f"{where} needs texts: give `data:` a source, or pass --data")
+        elif wanted and texts is not None and texts.train is None:
+            mistakes.append(f"{where} needs a train split; {recipe.data.source} has only texts to evaluate on")
+    chooses = recipe.deploy.precision == "auto" and not (recipe.deploy.decided or {}).get("precision")
+    if chooses and recipe.data.source is None:
+        mistakes.append("deploy.precision: auto needs texts to judge by: give `data:` a source, or name a precision")
+    return mistakes
+
+
+def _too_long(recipe: Recipe, config: PretrainedConfig) -> list[str]:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return []
+    if config.model_type in ("roberta", "xlm-roberta"):
+        positions -= config.pad_token_id + 1
+    wanted = {"data.max_length": recipe.data.max_length, "deploy.target.tokens": max(recipe.deploy.target.tokens)}
+    return [f"{key}: {value} is more than the model's {positions} positions"
+            for key, value in wanted.items() if value > positions]  # fmt: skip
+
+
+def _tried(mistakes: list[str], make: Callable[[], T]) -> T | None:
+    try:
+        return make()
+    except SlimError as error:
+        mistakes.append(str(error))
+        return None

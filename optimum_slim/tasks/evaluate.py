@@ -1,0 +1,60 @@
+"""Judge a model on a task: the same code for a torch model and for an ORTModel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from optimum_slim.tasks.task import Example, Metrics, Task
+
+Outcomes = Mapping[str, list[Any]]  # by set
+
+
+@dataclass
+class Evaluation:
+    """The tokenized texts that models are compared on, by set, and what the original model made of them."""
+
+    task: Task
+    sets: Mapping[str, list[Example]]
+    original: Outcomes | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, task: Task, rows: Mapping[str, Dataset]) -> Evaluation:
+        return cls(task, {name: task.examples(part, task.data.limit) for name, part in rows.items()})
+
+    def outcomes(self, model: Any, batch_size: int = 1) -> Outcomes:
+        """Runs `model` over all sets. One text at a time is how a server meets them, and it matters: a dynamic
+        activation scale is shared by everything in a batch, padding included."""
+        return {name: run(self.task, model, examples, batch_size, name) for name, examples in self.sets.items()}
+
+    def metrics(self, outcomes: Outcomes) -> Metrics:
+        """The figures of every set, named `metric` or `metric/set`."""
+        figures: Metrics = {}
+        for name, examples in self.sets.items():
+            original = None if self.original is None else self.original[name]
+            found = self.task.metrics(outcomes[name], examples, original)
+            figures |= {f"{metric}/{name}" if name else metric: value for metric, value in found.items()}
+        return figures
+
+    def quality(self, model: Any, batch_size: int = 1) -> Metrics:
+        return self.metrics(self.outcomes(model, batch_size))
+
+
+@torch.no_grad()
+def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, name: str = "") -> list[Any]:
+    """The task's outcomes for each example, in order. Batches are filled by length, so that little is padding."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
+    found: list[Any] = [None] * len(examples)
+    for start in tqdm(range(0, len(order), batch_size), desc=f"evaluating {name}".strip(), leave=False):
+        chosen = order[start : start + batch_size]
+        batch = task.collate([examples[i] for i in chosen])
+        inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+        extra = {"use_cache": False} if task.name == "text-generation" else {}
+        for i, outcome in zip(chosen, task.outcomes(model(**inputs, **extra), batch), strict=True):
+            found[i] = outcome
+    return found

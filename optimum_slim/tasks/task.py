@@ -1,0 +1,102 @@
+"""What a task is: how rows become batches, and how outputs of a torch model or an ORTModel become metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from optimum_slim.data.texts import Data, label_column, text_columns
+from optimum_slim.errors import DataError
+
+Example = dict[str, Any]  # tokenized inputs of one text or block, as lists, and `labels` where there are any
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, bound to a model's config and tokenizer. The class variables are its row in the table of tasks."""
+
+    name: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]]  # endings of the transformers classes that do this task
+    ort_class: ClassVar[str]  # of optimum.onnxruntime
+    relative: ClassVar[bool] = False  # losses are told as a share of the original's figure, as for perplexity
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+    folder: Path  # of the original model: some tasks read files that other libraries keep there
+
+    @property
+    def metric(self) -> str:
+        """The name of the figure that decides."""
+        raise NotImplementedError
+
+    def examples(self, rows: Dataset, limit: int | None = None, labelled: bool = True) -> list[Example]:
+        """Tokenizes rows, at most `limit` of them.
+
+        Raises:
+            DataError: a column is missing, or a label is not one of the model's.
+        """
+        if limit is not None:
+            rows = rows.select(range(min(limit, len(rows))))
+        columns = text_columns(rows, self.data.text)
+        encoded = self.tokenizer(
+            *(list(rows[column]) for column in columns), truncation=True, max_length=self.data.max_length
+        )
+        examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
+        name = label_column(rows, self.data.label) if labelled else None
+        if name is not None:
+            for i, (example, label) in enumerate(zip(examples, rows[name], strict=True)):
+                example["labels"] = self.label(label, f"row {i + 1}, column {name}")
+        return examples
+
+    def label(self, value: Any, where: str) -> Any:
+        """The label as the model counts it; `where` names the place for an error."""
+        return value
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Pads examples to their longest: int64 [batch, tokens], and `labels` as a tensor."""
+        inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
+        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        if "labels" in examples[0]:
+            batch["labels"] = torch.tensor([example["labels"] for example in examples])
+        return batch
+
+    def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:
+        """What the metrics need to remember of each text of a batch, from the model's outputs."""
+        raise NotImplementedError
+
+    def metrics(self, outcomes: list[Any], examples: list[Example], original: list[Any] | None) -> Metrics:
+        """Figures over a whole set; `original`: the same of the original model, where the task compares with it."""
+        raise NotImplementedError
+
+    def label_id(self, value: Any, where: str) -> int:
+        """A class as a number: strings by label2id, numbers as they are.
+
+        Raises:
+            DataError: the model has no such class.
+        """
+        labels = self.config.label2id or {}
+        if isinstance(value, str) and value in labels:
+            return int(labels[value])
+        if isinstance(value, int | float) and int(value) == value and 0 <= value < self.config.num_labels:
+            return int(value)
+        raise DataError(f"data.label: {where} is {value!r}; the model's labels are {', '.join(map(str, labels))}")
+
+
+def loss_of_quality(task: Task, before: Metrics, after: Metrics) -> float:
+    """How much worse `after` is by the task's deciding metric, in the worst of its sets: a difference for accuracies,
+    a share for perplexities. Below zero where it got better."""
+    drops = []
+    for name, old in before.items():
+        if name.split("/")[0] == task.metric and name in after:
+            drops.append(after[name] / old - 1 if task.relative else old - after[name])
+    return max((drop if math.isfinite(drop) else math.inf for drop in drops), default=0.0)

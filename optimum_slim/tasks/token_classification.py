@@ -1,0 +1,79 @@
+"""A label for each word: entities, parts of speech."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from seqeval.metrics import f1_score
+from torch import Tensor
+
+from optimum_slim.data.texts import label_column, text_columns
+from optimum_slim.errors import DataError
+from optimum_slim.tasks.task import Example, Metrics, Task
+
+IGNORED = -100  # the label that losses and metrics pass over: special tokens, and all but a word's first token
+
+
+class TokenClassification(Task):
+    name = "token-classification"
+    architectures = ("ForTokenClassification",)
+    ort_class = "ORTModelForTokenClassification"
+    metric = "f1"
+
+    def examples(self, rows: Dataset, limit: int | None = None, labelled: bool = True) -> list[Example]:
+        if limit is not None:
+            rows = rows.select(range(min(limit, len(rows))))
+        (column,) = text_columns(rows, self.data.text)
+        name = label_column(rows, self.data.label) if labelled else None
+        words = list(rows[column])
+        split = bool(words) and isinstance(words[0], list)
+        if name is not None and not split:
+            raise DataError(f"data.text: column {column} must hold lists of words to go with labels, not plain text")
+        encoded = self.tokenizer(
+            words, is_split_into_words=split, truncation=True, max_length=self.data.max_length
+        )
+        examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
+        if name is not None:
+            for i, (example, labels) in enumerate(zip(examples, rows[name], strict=True)):
+                places = encoded.word_ids(i)
+                first = [word is not None and word not in places[:at] for at, word in enumerate(places)]
+                example["labels"] = [
+                    self.label_id(labels[word], f"row {i + 1}, column {name}") if starts else IGNORED
+                    for word, starts in zip(places, first, strict=True)
+                ]
+        return examples
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        batch = super().collate([{k: v for k, v in example.items() if k != "labels"} for example in examples])
+        if "labels" in examples[0]:
+            batch["labels"] = pad_labels([example["labels"] for example in examples], batch["input_ids"].shape[1],
+                                         self.tokenizer.padding_side)
+        return batch
+
+    def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:
+        found = outputs.logits.argmax(-1).cpu()
+        return [row[mask].tolist() for row, mask in zip(found, batch["attention_mask"].bool().cpu(), strict=True)]
+
+    def metrics(self, outcomes: list[Any], examples: list[Example], original: list[Any] | None) -> Metrics:
+        """Entity-level F1 as CoNLL counts it (seqeval)."""
+        if "labels" not in examples[0]:
+            raise DataError("data.label: no column of labels was found; name it under data.label")
+        names = self.config.id2label
+        truth, guess = [], []
+        for example, found in zip(examples, outcomes, strict=True):
+            pairs = [(a, b) for a, b in zip(example["labels"], found, strict=True) if a != IGNORED]
+            truth.append([names[a] for a, _ in pairs])
+            guess.append([names[b] for _, b in pairs])
+        return {"f1": float(f1_score(truth, guess, zero_division=0))}
+
+
+def pad_labels(labels: Sequence[Sequence[int]], length: int, side: str) -> Tensor:
+    """Labels of each token, filled up to `length` with `IGNORED` on the side where the tokenizer pads."""
+    padded = torch.full((len(labels), length), IGNORED)
+    for row, values in zip(padded, labels, strict=True):
+        part = slice(0, len(values)) if side == "right" else slice(length - len(values), length)
+        row[part] = torch.tensor(values)
+    return padded

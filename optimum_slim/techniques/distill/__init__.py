@@ -1,0 +1,1 @@
+"""The slim model learns from the original: losses for `train`."""

@@ -1,0 +1,1 @@
+"""Structure goes: layers, heads, neurons. What is left is dense and smaller, so every runtime runs it faster."""

@@ -1,0 +1,67 @@
+"""Prune whole layers: attention, norms and feed-forward go together, which is the surest speedup there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from optimum_slim.data.statistics import Batches, block_influences
+from optimum_slim.model.shape import Shape, shape_of
+from optimum_slim.model.surgery import keep_layers
+from optimum_slim.techniques.prune.importance import highest, kept_of, mistakes_in_amount
+from optimum_slim.techniques.technique import Technique
+
+
+@dataclass(frozen=True)
+class PruneLayers(Technique):
+    """Keep layers that are evenly spread (as DistilBERT is made, arXiv:1910.01108), that turn their input most on the
+    calibration texts (block influence, ShortGPT, arXiv:2403.03853, eq. 1), or that a list names.
+
+    - prune.layers: {ratio: 0.5}
+    - prune.layers: {ratio: 0.1, which: influence}
+    - prune.layers: {which: [0, 2, 4]}
+    """
+
+    ratio: float | None = None  # share of the layers to remove
+    keep: int | None = None  # or how many stay
+    which: Literal["evenly", "influence"] | list[int] = "evenly"  # or the numbers of those that stay
+
+    def mistakes(self) -> Iterator[str]:
+        if isinstance(self.which, list):
+            if self.ratio is not None or self.keep is not None:
+                yield "which lists the layers that stay; leave ratio and keep out"
+            if not self.which or sorted(set(self.which)) != self.which or self.which[0] < 0:
+                yield f"which must list layers from 0 up in ascending order, not {self.which}"
+        else:
+            yield from mistakes_in_amount(self.ratio, self.keep)
+
+    def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
+        if isinstance(self.which, list) and self.which[-1] >= len(shape.blocks):
+            yield f"which: there is no layer {self.which[-1]}; the model has layers 0 to {len(shape.blocks) - 1}"
+        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+            yield "this model scales attention by a layer's number, so its layers cannot be renumbered"
+
+    def shape_after(self, shape: Shape) -> Shape:
+        """Of the layers that stay by influence only the number is known before the texts are seen."""
+        kept = self._places(len(shape.blocks))
+        return Shape(tuple(shape.blocks[index] for index in kept), shape.head_dim)
+
+    def asks(self) -> tuple[str, ...]:
+        return super().asks() if self.which == "influence" else ()
+
+    def apply(self, model: PreTrainedModel, calibration_data: Batches = ()) -> None:
+        total = len(shape_of(model).blocks)
+        kept = self._places(total)
+        if self.which == "influence":
+            kept = highest(block_influences(model, calibration_data), len(kept))
+        if len(kept) < total:
+            keep_layers(model, kept)
+
+    def _places(self, total: int) -> list[int]:
+        if isinstance(self.which, list):
+            return [index for index in self.which if index < total]
+        count = kept_of(total, self.ratio, self.keep)
+        return [index * total // count for index in range(count)]

@@ -1,0 +1,109 @@
+"""Train: one pass in which the task's labels, distillation and schedules of zeros meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments, set_seed
+
+from optimum_slim.model.shape import Shape
+from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.trained import Trained
+from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
+
+
+@dataclass(frozen=True)
+class Train(Technique):
+    """Recover quality after something was removed: the slim model learns from the original, from labels, or both
+    (transformers.Trainer, so `accelerate launch` trains in several processes).
+
+    - train: {epochs: 4, learning_rate: 2e-4, with: [distill.logits: {temperature: 2, weight: 4}]}
+    """
+
+    helps: ClassVar[tuple[str, ...]] = ("quality",)
+
+    epochs: float = 3.0  # passes over the training texts
+    max_steps: int | None = None  # or so many optimizer steps
+    learning_rate: float = 2e-4  # at its peak; falls linearly to 0
+    warmup: float = 0.06  # share of the steps in which it rises
+    batch_size: int = 32  # texts or blocks in a step
+    weight_decay: float = 0.01
+    labels: float = 0.0  # weight of the task's own loss
+    freeze: tuple[str, ...] = ()  # parts that stay: embeddings, head
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16 trains up to twice as fast on CPUs that have it
+    dropout: bool = False  # a teacher's smooth answers need none
+    with_: tuple[Trained, ...] = ()  # trained techniques, e.g. distill.logits
+
+    def mistakes(self) -> Iterator[str]:
+        for name, least in (("epochs", 0), ("learning_rate", 0), ("batch_size", 0), ("max_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value <= least:
+                yield f"{name} must be above {least}, not {value}"
+        for name in ("labels", "weight_decay"):
+            if getattr(self, name) < 0:
+                yield f"{name} must be at least 0, not {getattr(self, name)}"
+        if not 0 <= self.warmup < 1:
+            yield f"warmup must be at least 0 and below 1, not {self.warmup}"
+        for part in self.freeze:
+            if part not in ("embeddings", "head"):
+                yield f"freeze: {part!r} is not a part; parts are embeddings and head"
+        if not self.labels and not self.with_:
+            yield "there is nothing to learn from: give labels a weight, or list techniques under with"
+
+    def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
+        if self.labels and (config.architectures or [""])[0].endswith("Model"):
+            yield "labels: an embedder has no loss of its own; use distill.hidden_states"
+
+    def asks(self) -> tuple[str, ...]:
+        taught = any(one.needs_teacher for one in self.with_)
+        return tuple(name for name in super().asks() if name != "teacher" or taught)
+
+    def apply(
+        self,
+        model: PreTrainedModel,
+        training_data: TrainingData,
+        seed: int,
+        workdir: Path,
+        teacher: PreTrainedModel | None = None,
+    ) -> None:
+        set_seed(seed)
+        frozen = [parameter for part in self.freeze for parameter in _part(model, part).parameters()]
+        arguments = TrainingArguments(
+            output_dir=str(workdir),
+            num_train_epochs=self.epochs,
+            max_steps=self.max_steps or -1,
+            learning_rate=self.learning_rate,
+            warmup_ratio=self.warmup,
+            lr_scheduler_type="linear",
+            weight_decay=self.weight_decay,
+            per_device_train_batch_size=self.batch_size,
+            bf16=self.precision == "bf16",
+            use_cpu=model.device.type == "cpu",
+            seed=seed,
+            save_strategy="epoch",
+            save_total_limit=1,
+            logging_strategy="no",
+            report_to=[],
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            # Texts of like length together: most of a batch of short texts would be padding.
+            group_by_length=len({len(example["input_ids"]) for example in training_data.examples}) > 1,
+        )
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            train_pass(SlimTrainer(model, arguments, training_data, self.with_, teacher, self.labels, self.dropout))
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+
+def _part(model: PreTrainedModel, name: str) -> nn.Module:
+    if name == "embeddings":
+        return model.get_input_embeddings()
+    own = [module for child, module in model.named_children() if child != model.base_model_prefix]
+    return nn.ModuleList(own)

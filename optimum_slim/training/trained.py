@@ -1,0 +1,45 @@
+"""What a technique is that works while weights are trained: a term of the loss, a schedule, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass
+class Trained:
+    """Legal only under `train: with:`. Its fields are settings; what it sets in `begin` is the state of one pass."""
+
+    needs: ClassVar[tuple[str, ...]] = ()  # outputs wanted of student and teacher, e.g. "hidden_states"
+    needs_teacher: ClassVar[bool] = False
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with the settings by themselves; each names the setting."""
+        return iter(())
+
+    def begin(self, model: PreTrainedModel) -> None:
+        """Before the first step."""
+
+    def loss(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> Tensor | None:
+        """This technique's term of the loss, its weight included; none where it has no say."""
+        return None
+
+    def after_step(self, model: PreTrainedModel, progress: float) -> None:
+        """After each optimizer step; `progress` runs from 0 to 1."""
+
+    def end(self, model: PreTrainedModel) -> None:
+        """After the last step: whatever was put into the model leaves it."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and numbers that a resumed pass needs; saved with each checkpoint."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` gave."""

@@ -1,0 +1,105 @@
+"""One training pass: transformers.Trainer with a frozen teacher beside the student, and the losses of all trained
+techniques added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from optimum_slim.training.trained import Trained
+
+STATE_FILE = "trained_{index}.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokenized texts to train on, and how they become a batch."""
+
+    examples: Sequence[dict[str, Any]]
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+
+
+class SlimTrainer(Trainer):
+    """`loss = labels * task loss + the sum of the trained techniques' losses`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        data: TrainingData,
+        trained: Sequence[Trained],
+        teacher: PreTrainedModel | None,
+        labels: float,
+        dropout: bool,
+    ):
+        super().__init__(
+            model,
+            args,
+            data_collator=data.collate,
+            train_dataset=list(data.examples),
+            callbacks=[_Schedule(trained)],
+        )
+        self.trained, self.labels, self.dropout = trained, labels, dropout
+        self.teacher = teacher.to(args.device).eval() if teacher is not None else None
+        self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
+        self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        model.train(self.dropout)
+        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        student = model(**(inputs if self.labels else unlabelled), **self.wanted)
+        taught = None
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher(**unlabelled, **self.wanted)
+        terms = [one.loss(student, taught, inputs) for one in self.trained]
+        loss = sum((term for term in terms if term is not None), self.labels * student.loss if self.labels else 0.0)
+        return (loss, student) if return_outputs else loss
+
+
+class _Schedule(TrainerCallback):
+    """Calls the trained techniques after each step, and keeps their state with the Trainer's checkpoints."""
+
+    def __init__(self, trained: Sequence[Trained]):
+        self.trained = trained
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        for one in self.trained:
+            one.after_step(model, state.global_step / state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for index, one in enumerate(self.trained):
+            tensors = {name: torch.as_tensor(value).contiguous() for name, value in one.state().items()}
+            if tensors:
+                save_file(tensors, folder / STATE_FILE.format(index=index))
+
+
+def train_pass(trainer: SlimTrainer) -> None:
+    """Runs the pass, in place, from the last checkpoint in its output folder if there is one."""
+    model, folder = trainer.model, Path(trainer.args.output_dir)
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    for index, one in enumerate(trainer.trained):
+        one.begin(model)
+        if last and (file := Path(last) / STATE_FILE.format(index=index)).exists():
+            one.load_state(load_file(file))
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    finally:
+        for one in trainer.trained:
+            one.end(model)
+    model.eval()

@@ -1,0 +1,120 @@
+"""The folder `<output>.partial/` that a run works in: locked, resumable, and renamed to the output at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from optimum_slim.deploy.machine import environment
+from optimum_slim.errors import OutputError
+from optimum_slim.model.checkpoint import save_model
+from optimum_slim.planning import Plan, fingerprint
+from optimum_slim.report.report import Report
+
+
+class Workspace:
+    """Holds one checkpoint, of the last finished step, with the report so far. The same command goes on from there.
+
+    Raises:
+        OutputError: the output exists, another run holds the workspace, or it was begun by another run.
+    """
+
+    def __init__(self, output: Path, plan: Plan, overwrite: bool = False, restart: bool = False):
+        self.output, self.overwrite, self.restart = output, overwrite, restart
+        self.folder = output.with_name(f"{output.name}.partial")
+        self.identity = _identity(plan)
+        self._lock = FileLock(f"{self.folder}/lock")
+        if output.exists() and not overwrite:
+            raise OutputError(f"the output {output} exists; choose another, or pass --overwrite to replace it")
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"the output {output} is a file; a folder is written")
+
+    def __enter__(self) -> Workspace:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise OutputError(f"another run is writing {self.output}") from error
+        except OSError as error:
+            raise OutputError(f"the output {self.output} cannot be written: {error}") from error
+        try:
+            self._take_up()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._lock.release()
+
+    def done(self) -> tuple[int, Path] | None:
+        """How many steps are finished, and the checkpoint after them; none at the start."""
+        finished = sorted(self.folder.glob("step-[0-9]*[0-9]"))
+        return (int(finished[-1].name.split("-")[1]), finished[-1]) if finished else None
+
+    def checkpoint(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: Report) -> None:
+        """Saves the model after a step, whole or not at all, and drops the one before."""
+        count = len(report.steps)
+        target = self.folder / f"step-{count:02d}"
+        unfinished = self.scratch(f"{target.name}.unfinished")
+        save_model(model, unfinished, tokenizer)
+        report.write(unfinished)
+        unfinished.rename(target)
+        for old in self.folder.glob("step-[0-9]*"):
+            if old != target:
+                shutil.rmtree(old)
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder in the workspace."""
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def kept(self, name: str) -> Path:
+        """A folder in the workspace that a resumed run finds again."""
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finish(self, folder: Path) -> None:
+        """Puts the finished folder in the output's place and removes the workspace."""
+        if self.output.exists():
+            shutil.rmtree(self.output)
+        folder.rename(self.output)
+        shutil.rmtree(self.folder)
+
+    def _take_up(self) -> None:
+        record = self.folder / "run.json"
+        if self.restart:
+            for path in self.folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if record.exists():
+            before = json.loads(record.read_text(encoding="utf-8"))
+            changed = [key for key, value in self.identity.items() if before.get(key) != value]
+            if changed:
+                raise OutputError(
+                    f"{self.folder} was begun with a different {' and '.join(changed)}; "
+                    "pass --restart to begin anew, or choose another output"
+                )
+        record.write_text(json.dumps(self.identity, indent=2) + "\n", encoding="utf-8")
+
+
+def _identity(plan: Plan) -> dict[str, Any]:
+    """What must be equal for a run to be the same run."""
+    recipe = json.dumps(plan.recipe.complete(), sort_keys=True)
+    return {
+        "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
+        "model": fingerprint(plan.folder),
+        "teacher": fingerprint(plan.teacher_folder),
+        "data": plan.texts.fingerprint if plan.texts is not None else None,
+        "versions": environment()["versions"],
+    }
