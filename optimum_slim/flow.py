@@ -25,7 +25,7 @@ from optimum_slim.model.checkpoint import carry_files, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.recipe import Recipe
 from optimum_slim.report.report import Report, Row, latency_row, parameters_of, peak_rss_bytes, zeros_of
-from optimum_slim.tasks.evaluate import Evaluation, Outcomes
+from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
 from optimum_slim.training.trainer import TrainingData
 from optimum_slim.workspace import Workspace
@@ -83,13 +83,13 @@ class Supplies:
     def calibration_data(self) -> Batches:
         """Tokenized texts from train, drawn with the seed, without labels."""
         recipe, task = self.plan.recipe, self.plan.task
-        rows = self.plan.texts.train.shuffle(seed=recipe.seed)
+        rows = self.plan.train_rows.shuffle(seed=recipe.seed)
         examples = task.examples(rows, recipe.data.calibration, labelled=False)
         return [task.collate(examples[start : start + 8]) for start in range(0, len(examples), 8)]
 
     @cached_property
     def training_data(self) -> TrainingData:
-        return TrainingData(self.plan.task.examples(self.plan.texts.train), self.plan.task.collate)
+        return TrainingData(self.plan.task.examples(self.plan.train_rows), self.plan.task.collate)
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
@@ -136,22 +136,23 @@ class Original:
         return optimum_int8(self.folder, self.work.scratch("original-int8"))
 
     @cached_property
-    def outcomes(self) -> Outcomes:
+    def evaluation(self) -> Evaluation | None:
+        """The texts to report on, with the original's answers to them."""
+        plan = self.plan
+        if plan.evaluation is None:
+            return None
         self.say("evaluating the original model")
-        return self.plan.evaluation.outcomes(load_ort(self.folder, type(self.plan.task), self.plan.recipe.threads))
+        outcomes = plan.evaluation.outcomes(load_ort(self.folder, type(plan.task), plan.recipe.threads))
+        return replace(plan.evaluation, original=outcomes)
 
     def quality(self, model: Any, batch_size: int = 1) -> Metrics:
-        """A model's figures, compared with the original's answers where the task does so."""
-        if self.plan.evaluation is None:
+        """A model's figures, compared with the original's answers where the task does so; without a model the
+        original's own."""
+        if self.evaluation is None or self.evaluation.original is None:
             return {}
-        judged = replace_original(self.plan.evaluation, self.outcomes)
         if model is None:
-            return judged.metrics(self.outcomes)
-        return judged.quality(model, batch_size)
-
-
-def replace_original(evaluation: Evaluation, outcomes: Outcomes) -> Evaluation:
-    return Evaluation(evaluation.task, evaluation.sets, outcomes)
+            return self.evaluation.metrics(self.evaluation.original)
+        return self.evaluation.quality(model, batch_size)
 
 
 def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
@@ -161,7 +162,8 @@ def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
     report = Report.read(done[1]) if done else Report()
     wanted = plan.recipe.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    return model.to(device), report
+    torch.nn.Module.to(model, device)
+    return model, report
 
 
 def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: Original, seconds: float) -> Row:
@@ -182,9 +184,7 @@ def _settings(step: PlannedStep, plan: Plan) -> dict[str, Any]:
     return plan.recipe.complete()["steps"][plan.steps.index(step)]
 
 
-def _deploy(
-    model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say
-) -> Path:
+def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say) -> Path:
     """Exports, chooses the precision, proves and measures; returns the finished folder."""
     task, recipe = plan.task, plan.recipe
     say("exporting the slim model")

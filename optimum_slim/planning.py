@@ -7,14 +7,15 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from datasets import Dataset
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.data.texts import Texts, load_texts
-from optimum_slim.errors import RecipeError, SlimError
+from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
 from optimum_slim.model.shape import Shape, shape_in, shape_of
@@ -64,6 +65,13 @@ class Plan:
         return list(self.steps[done:])
 
     @property
+    def train_rows(self) -> Dataset:
+        """The rows of train; planning has refused steps that want them where there are none."""
+        if self.texts is None or self.texts.train is None:
+            raise DataError("data: there is no train split to calibrate or train on")
+        return self.texts.train
+
+    @property
     def causal(self) -> bool:
         return self.task.name == "text-generation"
 
@@ -83,7 +91,7 @@ def planned(recipe: Recipe) -> Plan:
     kind = _tried(mistakes, lambda: task_named(recipe.task, config)) if config else None
     if config is None or kind is None or folder is None or _tried(mistakes, lambda: anatomy_of(config)) is None:
         raise RecipeError(mistakes)
-    teacher = _tried(mistakes, lambda: find_model(recipe.teacher)) if recipe.teacher else folder
+    teacher = _tried(mistakes, lambda: find_model(str(recipe.teacher))) if recipe.teacher else folder
     tokenizer = _tried(mistakes, lambda: load_tokenizer(folder))
     task = kind(config, tokenizer, recipe.data, folder) if tokenizer is not None else None
     evaluation = None
@@ -170,7 +178,7 @@ def _too_long(recipe: Recipe, config: PretrainedConfig) -> list[str]:
     if positions is None:
         return []
     if config.model_type in ("roberta", "xlm-roberta"):
-        positions -= config.pad_token_id + 1
+        positions -= (config.pad_token_id or 0) + 1
     wanted = {"data.max_length": recipe.data.max_length, "deploy.target.tokens": max(recipe.deploy.target.tokens)}
     return [f"{key}: {value} is more than the model's {positions} positions"
             for key, value in wanted.items() if value > positions]  # fmt: skip

@@ -162,7 +162,9 @@ def _read(kind: Any, value: Any, key: str, mistakes: list[str]) -> Any:
         if value in arguments and not isinstance(value, bool):
             return value
         options = ", ".join(map(str, arguments))
-        mistakes.append(f"{key}: must be one of {options}; not {_shown(value)}{_meant(str(value), map(str, arguments))}")
+        mistakes.append(
+            f"{key}: must be one of {options}; not {_shown(value)}{_meant(str(value), map(str, arguments))}"
+        )
         return None
     if origin in (list, tuple):
         if not isinstance(value, list):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser
+from typing import Any
 
 from optimum_slim.commands.verb import Verb
 
@@ -23,12 +25,12 @@ class ListCommand(Verb):
         from optimum_slim.techniques import technique_class, technique_names
         from optimum_slim.training.trained import Trained
 
-        techniques = []
+        techniques: list[dict[str, Any]] = []
         for name in technique_names():
             found = technique_class(name)
-            helps = ("quality",) if issubclass(found, Trained) else found.helps
-            techniques.append({"name": name, "helps": list(helps), "what": _first_sentence(found)})
-        recipes = [
+            helps = ("quality",) if issubclass(found, Trained) else getattr(found, "helps", ())
+            techniques.append({"name": name, "helps": list(helps), "what": _opening(found)})
+        recipes: list[dict[str, Any]] = [
             {"name": name, "what": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
             for name, path in shipped_recipes().items()
         ]
@@ -43,9 +45,6 @@ class ListCommand(Verb):
             print(f"  {row['name']:<24}{row['what']}")
 
 
-def _first_sentence(found: type) -> str:
+def _opening(found: type) -> str:
     """The opening line of a technique's file says what it does for the reader."""
-    import sys
-
-    text = " ".join((sys.modules[found.__module__].__doc__ or found.__doc__ or "").split())
-    return text.partition(".")[0]
+    return (sys.modules[found.__module__].__doc__ or found.__doc__ or "").strip().splitlines()[0].rstrip(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from typing import Any
 
 from optimum_slim.commands.verb import Verb, add_recipe_arguments
 
@@ -23,7 +24,7 @@ class PlanCommand(Verb):
         from optimum_slim.planning import planned
 
         plan = planned(self.recipe())
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "step": step.name,
                 "needs": list(step.asks),

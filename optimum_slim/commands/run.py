@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from typing import TYPE_CHECKING
 
 from optimum_slim.commands.verb import Verb, add_recipe_arguments
+
+if TYPE_CHECKING:
+    from optimum_slim.report.report import Report
 
 
 class RunCommand(Verb):
@@ -33,7 +37,7 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def summary(output: str, report: object) -> list[str]:
+def summary(output: str, report: Report) -> list[str]:
     """The figures that matter, a line each: before, Optimum's int8, after."""
     final, lines = report.final, [f"{output}: {report.final['precision']}"]
     for name, row in (("original", report.original), ("optimum int8", report.baseline_int8), ("slim", final)):

@@ -67,9 +67,7 @@ def input_grams(model: PreTrainedModel, names: Sequence[str], batches: Batches) 
 
         return add
 
-    hooks = [
-        modules[name].register_forward_pre_hook(watch(name, modules[name].bias is not None)) for name in names
-    ]
+    hooks = [modules[name].register_forward_pre_hook(watch(name, modules[name].bias is not None)) for name in names]
     try:
         for inputs in _on_device(model, batches):
             mask = inputs["attention_mask"].flatten().bool()
@@ -89,15 +87,28 @@ def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
     Returns:
         float32 [blocks].
     """
-    total, rows = torch.zeros(()), 0
-    for inputs in _on_device(model, batches):
-        mask = inputs["attention_mask"].bool()
-        # A decoder's last hidden state comes after the final norm, which only scales: the direction is nearly kept.
-        states = model.base_model(**inputs, output_hidden_states=True).hidden_states
-        turns = [1 - nn.functional.cosine_similarity(a[mask], b[mask], dim=-1) for a, b in zip(states, states[1:])]
-        total = total + torch.stack([turn.sum() for turn in turns]).cpu()
-        rows += int(mask.sum())
-    return total / rows
+    blocks = list(blocks_of(model))
+    turns, rows = torch.zeros(len(blocks)), 0
+    mask = torch.ones(0, dtype=torch.bool)
+
+    def watch(index: int) -> Callable[..., None]:
+        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            after = output[0] if isinstance(output, tuple) else output
+            cosines = nn.functional.cosine_similarity(inputs[0][mask].float(), after[mask].float(), dim=-1)
+            turns[index] += (1 - cosines).sum().cpu()
+
+        return add
+
+    hooks = [block.module.register_forward_hook(watch(block.index)) for block in blocks]
+    try:
+        for inputs in _on_device(model, batches):
+            mask = inputs["attention_mask"].bool()
+            rows += int(mask.sum())
+            model.base_model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return turns / rows
 
 
 def _on_device(model: PreTrainedModel, batches: Batches) -> Iterator[dict[str, Any]]:

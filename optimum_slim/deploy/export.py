@@ -97,7 +97,9 @@ def _cache_config(model: PreTrainedModel) -> Any:
     base = constructor.func
 
     class LayerwisePast(DummyPastKeyValuesGenerator):
-        def generate(self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"):
+        def generate(
+            self, input_name: str, framework: str = "pt", int_dtype: str = "int64", float_dtype: str = "fp32"
+        ) -> list[tuple[Any, Any]]:
             return [self._pair(block.kv_heads, shape, framework, float_dtype) for block in shape.blocks]
 
         def _pair(self, heads: int, shape: Shape, framework: str, dtype: str) -> tuple[Any, Any]:

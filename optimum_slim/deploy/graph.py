@@ -53,12 +53,14 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
         stored = initializer(graph, f"{heads[name]}_quantized") if name in heads else None
         if stored is not None:
             quantized = numpy_helper.to_array(stored).T
-            scale = numpy_helper.to_array(initializer(graph, f"{heads[name]}_scale"))[:, None]
+            scale = stored_array(graph, f"{heads[name]}_scale")[:, None]
             replace_input(graph, stored.name, f"{stored.name}.shared")
-            graph.graph.node.insert(0, helper.make_node("Transpose", [integers], [f"{stored.name}.shared"], perm=[1, 0]))
+            graph.graph.node.insert(
+                0, helper.make_node("Transpose", [integers], [f"{stored.name}.shared"], perm=[1, 0])
+            )
             graph.graph.initializer.remove(stored)
         else:
-            weight = numpy_helper.to_array(initializer(graph, name))
+            weight = stored_array(graph, name)
             largest = np.abs(weight).max(axis=1, keepdims=True)
             scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
             quantized = np.rint(weight / scale).astype(np.int8)
@@ -85,7 +87,7 @@ def share_embedding_blocks(graph: onnx.ModelProto, tied: dict[str, str], block: 
         gathers = float_embeddings(graph).get(name)
         if packed is None or not gathers:
             continue
-        vocabulary, hidden = initializer(graph, name).dims
+        vocabulary, hidden = stored_array(graph, name).shape
         if hidden % block:
             continue
         add_initializer(graph, f"{name}.sizes", np.array([vocabulary, hidden], dtype=np.int64))
@@ -104,16 +106,19 @@ def share_embedding_blocks(graph: onnx.ModelProto, tied: dict[str, str], block: 
                 quantize_axis=1,
             )
             _replace_node(graph, gather, node)
-        stored = initializer(graph, scales)
-        shaped = numpy_helper.to_array(stored).reshape(vocabulary, hidden // block)
-        stored.CopyFrom(numpy_helper.from_array(shaped, scales))
+        shaped = stored_array(graph, scales).reshape(vocabulary, hidden // block)
+        graph.graph.initializer.remove(initializer(graph, scales))
+        add_initializer(graph, scales, shaped)
         drop_unused(graph)
 
 
 def float_embeddings(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     """The float tables [rows, width] of at least 4096 values that Gather reads rows of, with the nodes that do."""
-    tables = {t.name for t in graph.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2
-              and t.dims[0] * t.dims[1] >= 4096}
+    tables = {
+        t.name
+        for t in graph.graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) == 2 and t.dims[0] * t.dims[1] >= 4096
+    }
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
         axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
@@ -124,6 +129,11 @@ def float_embeddings(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
 def initializer(graph: onnx.ModelProto, name: str) -> onnx.TensorProto | None:
     return next((tensor for tensor in graph.graph.initializer if tensor.name == name), None)
+
+
+def stored_array(graph: onnx.ModelProto, name: str) -> np.ndarray:
+    """The values of an initializer that is there."""
+    return next(numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if tensor.name == name)
 
 
 def add_initializer(graph: onnx.ModelProto, name: str, value: np.ndarray) -> None:

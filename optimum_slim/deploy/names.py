@@ -60,7 +60,9 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
         elif stored.shape == weight.T.shape and np.array_equal(stored, weight.T):
             found[f"{name}.weight"] = Stored(operand, node.name, transposed=True)
         else:
-            raise ModelError(f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight")
+            raise ModelError(
+                f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight"
+            )
     return found
 
 

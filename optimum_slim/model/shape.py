@@ -36,12 +36,12 @@ class Shape:
         return replace(self, blocks=tuple(change(block) for block in self.blocks))
 
 
-def out_features(linear: nn.Module) -> int:
+def out_features(linear: nn.Linear | Conv1D) -> int:
     """Outputs of an `nn.Linear`, or of a `Conv1D`, which keeps its weight transposed."""
     return linear.weight.shape[1 if isinstance(linear, Conv1D) else 0]
 
 
-def in_features(linear: nn.Module) -> int:
+def in_features(linear: nn.Linear | Conv1D) -> int:
     """Inputs of an `nn.Linear` or a `Conv1D`."""
     return linear.weight.shape[0 if isinstance(linear, Conv1D) else 1]
 

@@ -7,9 +7,10 @@ import resource
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Row = dict[str, Any]
 
@@ -48,7 +49,11 @@ def zeros_of(model: PreTrainedModel) -> int:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has held so far."""
+    """The most memory this process has held so far. Linux counts `ru_maxrss` on from the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

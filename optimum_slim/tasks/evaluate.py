@@ -15,7 +15,7 @@ from optimum_slim.tasks.task import Example, Metrics, Task
 Outcomes = Mapping[str, list[Any]]  # by set
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluation:
     """The tokenized texts that models are compared on, by set, and what the original model made of them."""
 

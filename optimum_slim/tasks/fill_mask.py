@@ -39,8 +39,9 @@ class FillMask(Task):
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = super().collate([{k: v for k, v in example.items() if k != "labels"} for example in examples])
         if "labels" in examples[0]:
-            batch["labels"] = pad_labels([example["labels"] for example in examples], batch["input_ids"].shape[1],
-                                         self.tokenizer.padding_side)
+            batch["labels"] = pad_labels(
+                [example["labels"] for example in examples], batch["input_ids"].shape[1], self.tokenizer.padding_side
+            )
         return batch
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:

@@ -32,9 +32,7 @@ class TokenClassification(Task):
         split = bool(words) and isinstance(words[0], list)
         if name is not None and not split:
             raise DataError(f"data.text: column {column} must hold lists of words to go with labels, not plain text")
-        encoded = self.tokenizer(
-            words, is_split_into_words=split, truncation=True, max_length=self.data.max_length
-        )
+        encoded = self.tokenizer(words, is_split_into_words=split, truncation=True, max_length=self.data.max_length)
         examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
         if name is not None:
             for i, (example, labels) in enumerate(zip(examples, rows[name], strict=True)):
@@ -49,8 +47,9 @@ class TokenClassification(Task):
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         batch = super().collate([{k: v for k, v in example.items() if k != "labels"} for example in examples])
         if "labels" in examples[0]:
-            batch["labels"] = pad_labels([example["labels"] for example in examples], batch["input_ids"].shape[1],
-                                         self.tokenizer.padding_side)
+            batch["labels"] = pad_labels(
+                [example["labels"] for example in examples], batch["input_ids"].shape[1], self.tokenizer.padding_side
+            )
         return batch
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:
@@ -61,7 +60,7 @@ class TokenClassification(Task):
         """Entity-level F1 as CoNLL counts it (seqeval)."""
         if "labels" not in examples[0]:
             raise DataError("data.label: no column of labels was found; name it under data.label")
-        names = self.config.id2label
+        names = self.config.id2label or {}
         truth, guess = [], []
         for example, found in zip(examples, outcomes, strict=True):
             pairs = [(a, b) for a, b in zip(example["labels"], found, strict=True) if a != IGNORED]

@@ -96,7 +96,8 @@ class Train(Technique):
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            train_pass(SlimTrainer(model, arguments, training_data, self.with_, teacher, self.labels, self.dropout))
+            trainer = SlimTrainer(model, arguments, training_data, self.with_, teacher, self.labels, self.dropout)
+            train_pass(trainer, model, workdir)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)

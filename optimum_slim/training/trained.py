@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 Batch = Mapping[str, Tensor]
 
@@ -27,8 +26,9 @@ class Trained:
     def begin(self, model: PreTrainedModel) -> None:
         """Before the first step."""
 
-    def loss(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> Tensor | None:
-        """This technique's term of the loss, its weight included; none where it has no say."""
+    def loss(self, student: Any, teacher: Any, batch: Batch) -> Tensor | None:
+        """This technique's term of the loss, its weight included; none where it has no say. `student` and `teacher` are
+        the models' outputs on the same batch, without a teacher None."""
         return None
 
     def after_step(self, model: PreTrainedModel, progress: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -48,13 +48,13 @@ class SlimTrainer(Trainer):
             callbacks=[_Schedule(trained)],
         )
         self.trained, self.labels, self.dropout = trained, labels, dropout
-        self.teacher = teacher.to(args.device).eval() if teacher is not None else None
+        self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
@@ -89,9 +89,8 @@ class _Schedule(TrainerCallback):
                 save_file(tensors, folder / STATE_FILE.format(index=index))
 
 
-def train_pass(trainer: SlimTrainer) -> None:
-    """Runs the pass, in place, from the last checkpoint in its output folder if there is one."""
-    model, folder = trainer.model, Path(trainer.args.output_dir)
+def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> None:
+    """Trains `model` in place, from the last checkpoint in the trainer's output `folder` if there is one."""
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     for index, one in enumerate(trainer.trained):
         one.begin(model)

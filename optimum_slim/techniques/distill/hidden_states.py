@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from optimum_slim.training.losses import relative_error
 from optimum_slim.training.trained import Batch, Trained
@@ -31,11 +32,11 @@ class DistillHiddenStates(Trained):
         if self.weight <= 0:
             yield f"weight must be above 0, not {self.weight}"
 
-    def loss(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> Tensor | None:
+    def loss(self, student: Any, teacher: Any, batch: Batch) -> Tensor | None:
         ours, theirs = student.hidden_states, teacher.hidden_states
         pairs = self.layers or spread(len(ours) - 1, len(theirs) - 1)
         errors = [relative_error(ours[a], theirs[b], batch["attention_mask"]) for a, b in pairs.items()]
-        return self.weight * sum(errors) / len(errors)
+        return self.weight * torch.stack(errors).mean()
 
 
 def spread(student: int, teacher: int) -> dict[int, int]:

@@ -1,14 +1,14 @@
-"""Distill logits: the student learns the teacher's answers, with how sure it is of each (Hinton et al., 2015)."""
+"""Distill logits: the student learns the teacher's answers, with how sure it is of each (Hinton, 2015)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from optimum_slim.training.losses import soft_classes, soft_labels
 from optimum_slim.training.trained import Batch, Trained
@@ -36,7 +36,7 @@ class DistillLogits(Trained):
     def begin(self, model: PreTrainedModel) -> None:
         self.several = model.config.problem_type == "multi_label_classification"
 
-    def loss(self, student: ModelOutput, teacher: ModelOutput | None, batch: Batch) -> Tensor | None:
+    def loss(self, student: Any, teacher: Any, batch: Batch) -> Tensor | None:
         ours, theirs = student.logits, teacher.logits
         if ours.shape[-1] == 1:
             return self.weight * F.mse_loss(ours.float(), theirs.float())

@@ -72,4 +72,6 @@ def _kept_heads(scores: Tensor, old: BlockShape, new: BlockShape) -> list[int]:
         return highest(scores, new.heads)
     group = old.heads // old.kv_heads
     per_group = scores.view(old.kv_heads, group)
-    return [kv * group + head for kv in range(old.kv_heads) for head in highest(per_group[kv], new.heads // old.kv_heads)]
+    return [
+        kv * group + head for kv in range(old.kv_heads) for head in highest(per_group[kv], new.heads // old.kv_heads)
+    ]

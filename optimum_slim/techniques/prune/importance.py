@@ -51,7 +51,7 @@ def highest(scores: Tensor, count: int) -> list[int]:
     return sorted(torch.sort(scores, descending=True, stable=True).indices[:count].tolist())
 
 
-def dense_weight(linear: nn.Module) -> Tensor:
+def dense_weight(linear: nn.Linear | Conv1D) -> Tensor:
     """The weight as [outputs, inputs], float32; a bias is the weight of one more input that is always 1."""
     weight = linear.weight.data.T if isinstance(linear, Conv1D) else linear.weight.data
     return weight.float() if linear.bias is None else torch.cat([weight, linear.bias.data[:, None]], dim=1).float()
@@ -75,7 +75,7 @@ def refitted(weight: Tensor, gram: Tensor, kept: Sequence[int], damp: float = 1e
     return torch.linalg.solve(inner, target.T).T.float()
 
 
-def refit(linear: nn.Module, weight: Tensor, gram: Tensor, kept: Sequence[int]) -> None:
+def refit(linear: nn.Linear | Conv1D, weight: Tensor, gram: Tensor, kept: Sequence[int]) -> None:
     """Writes refitted weights, and bias where there is one, into a linear whose other inputs are already cut.
 
     Args:
