@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from optimum_slim.registration import register_when_imported
+
 # Name: the module it lives in. Imported when first used, so that `optimum-cli --help` stays fast.
 _PUBLIC = {
     "slim": "optimum_slim.flow",
@@ -33,6 +35,9 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'optimum_slim' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+register_when_imported()
 
 
 def __dir__() -> list[str]:

@@ -26,22 +26,39 @@ def sum_residuals(graph: onnx.ModelProto) -> int:
     return changed
 
 
-def fold_transposed_weights(graph: onnx.ModelProto) -> dict[str, str]:
+def fold_transposed_weights(graph: onnx.ModelProto) -> None:
     """Stores the transpose of a weight instead of computing it, in place: a language model's head that reads the
-    embedding would else escape quantization. Returns the embedding's name by the head's new name."""
+    embedding would else escape quantization."""
     initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
-    tied = {}
     for node in list(graph.graph.node):
-        if node.op_type != "Transpose" or node.input[0] not in initializers:
-            continue
-        weight = numpy_helper.to_array(initializers[node.input[0]])
-        name = f"{node.input[0]}.transposed"
-        if name not in tied:
-            graph.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(weight.T), name))
-            tied[name] = node.input[0]
-        replace_input(graph, node.output[0], name)
-        graph.graph.node.remove(node)
+        if node.op_type == "Transpose" and node.input[0] in initializers:
+            weight = numpy_helper.to_array(initializers[node.input[0]])
+            add_initializer(graph, node.output[0], np.ascontiguousarray(weight.T))
+            graph.graph.node.remove(node)
+
+
+def tied_heads(graph: onnx.ModelProto) -> dict[str, str]:
+    """Weights of MatMuls that are the transpose of an embedding, value by value: the embedding's name by theirs. The
+    exporter writes such a weight twice."""
+    initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
+    tables = {name: numpy_helper.to_array(initializers[name]) for name in float_embeddings(graph)}
+    tied = {}
+    for node in graph.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in initializers:
+            stored = initializers[node.input[1]]
+            alike = [name for name, table in tables.items() if tuple(stored.dims) == table.T.shape]
+            for name in alike:
+                if np.array_equal(numpy_helper.to_array(stored), tables[name].T):
+                    tied[node.input[1]] = name
     return tied
+
+
+def share_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
+    """Lets heads read the transpose of their embedding, in place, so that the weight is in the file once. ONNX Runtime
+    computes the transpose when it loads."""
+    for head, embedding in tied.items():
+        graph.graph.initializer.remove(initializer(graph, head))
+        graph.graph.node.insert(0, helper.make_node("Transpose", [embedding], [head], perm=[1, 0]))
 
 
 def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:

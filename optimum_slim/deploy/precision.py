@@ -12,11 +12,12 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.deploy.export import EXTERNAL_DATA_BYTES, onnx_bytes, save_onnx
 from optimum_slim.deploy.graph import (
-    drop_unused,
     fold_transposed_weights,
     quantize_embeddings,
     share_embedding_blocks,
+    share_embeddings,
     sum_residuals,
+    tied_heads,
 )
 from optimum_slim.deploy.machine import multiplies_int8_exactly
 
@@ -27,6 +28,7 @@ def fp32(source: Path, target: Path) -> None:
     """Floats stay; only the graph is made faster."""
     graph = onnx.load(source)
     sum_residuals(graph)
+    share_embeddings(graph, tied_heads(graph))
     save_onnx(graph, target)
 
 
@@ -36,8 +38,8 @@ def int8_dynamic(source: Path, target: Path) -> None:
     and quantizing them costs the most accuracy."""
     graph = onnx.load(source)
     sum_residuals(graph)
-    tied = fold_transposed_weights(graph)
-    drop_unused(graph)
+    fold_transposed_weights(graph)
+    tied = tied_heads(graph)
     large = onnx_bytes(source) > EXTERNAL_DATA_BYTES
     with _quietly():
         quantize_dynamic(
@@ -62,8 +64,8 @@ def int8_weights(source: Path, target: Path) -> None:
 
     graph = onnx.load(source)
     sum_residuals(graph)
-    tied = fold_transposed_weights(graph)
-    drop_unused(graph)
+    fold_transposed_weights(graph)
+    tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
     # accuracy_level 4 multiplies in int8; level 0 is about 20 times slower at one row.
     config = DefaultWeightOnlyQuantConfig(block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=4, bits=8)

@@ -10,7 +10,6 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-import optimum_slim.model.hook  # noqa: F401  registers the reshaping of per-layer widths with transformers
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import shape_in

@@ -3,15 +3,17 @@ model its per-layer widths before the weights arrive. Nothing is quantized by it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from optimum_slim.model.shape import QUANT_METHOD, SLIM_VERSION, shape_in
-from optimum_slim.model.surgery import reshape
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+QUANT_METHOD = "optimum_slim"  # the key under which transformers finds this hook
+SLIM_VERSION = 1  # of what we write into config.json
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -28,6 +30,10 @@ class SlimShapeQuantizer(HfQuantizer):
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        # Imported here: transformers loads this file before its own model classes exist.
+        from optimum_slim.model.shape import shape_in
+        from optimum_slim.model.surgery import reshape
+
         reshape(model, shape_in(model.config))
         return model
 

@@ -11,9 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import Anatomy, anatomy_of, blocks_of
-
-QUANT_METHOD = "optimum_slim"  # the key by which transformers finds the hook that reshapes a model before loading
-SLIM_VERSION = 1
+from optimum_slim.model.hook import QUANT_METHOD, SLIM_VERSION
 
 
 @dataclass(frozen=True)

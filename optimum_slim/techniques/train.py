@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments, set_seed
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from optimum_slim.model.shape import Shape
 from optimum_slim.techniques.technique import Technique
@@ -33,21 +33,24 @@ class Train(Technique):
     batch_size: int = 32  # texts or blocks in a step
     weight_decay: float = 0.01
     labels: float = 0.0  # weight of the task's own loss
+    noise: float = 0.0  # share of words swapped at random, for the teacher to answer anew; helps small data sets
     freeze: tuple[str, ...] = ()  # parts that stay: embeddings, head
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 trains up to twice as fast on CPUs that have it
     dropout: bool = False  # a teacher's smooth answers need none
     with_: tuple[Trained, ...] = ()  # trained techniques, e.g. distill.logits
 
     def mistakes(self) -> Iterator[str]:
-        for name, least in (("epochs", 0), ("learning_rate", 0), ("batch_size", 0), ("max_steps", 0)):
-            value = getattr(self, name)
-            if value is not None and value <= least:
-                yield f"{name} must be above {least}, not {value}"
+        for name in ("epochs", "max_steps", "learning_rate", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                yield f"{name} must be above 0, not {getattr(self, name)}"
         for name in ("labels", "weight_decay"):
             if getattr(self, name) < 0:
                 yield f"{name} must be at least 0, not {getattr(self, name)}"
-        if not 0 <= self.warmup < 1:
-            yield f"warmup must be at least 0 and below 1, not {self.warmup}"
+        for name in ("warmup", "noise"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
+        if self.noise and self.labels:
+            yield "noise changes texts, so labels no longer fit them; leave labels at 0 and let a teacher answer"
         for part in self.freeze:
             if part not in ("embeddings", "head"):
                 yield f"freeze: {part!r} is not a part; parts are embeddings and head"
@@ -55,7 +58,8 @@ class Train(Technique):
             yield "there is nothing to learn from: give labels a weight, or list techniques under with"
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
-        if self.labels and (config.architectures or [""])[0].endswith("Model"):
+        name = (config.architectures or [""])[0]
+        if self.labels and name.endswith("Model") and not name.endswith("LMHeadModel"):
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
 
     def asks(self) -> tuple[str, ...]:
@@ -66,6 +70,7 @@ class Train(Technique):
         self,
         model: PreTrainedModel,
         training_data: TrainingData,
+        tokenizer: PreTrainedTokenizerBase,
         seed: int,
         workdir: Path,
         teacher: PreTrainedModel | None = None,
@@ -96,7 +101,17 @@ class Train(Technique):
         for parameter in frozen:
             parameter.requires_grad_(False)
         try:
-            trainer = SlimTrainer(model, arguments, training_data, self.with_, teacher, self.labels, self.dropout)
+            trainer = SlimTrainer(
+                model,
+                arguments,
+                training_data,
+                self.with_,
+                teacher,
+                self.labels,
+                self.dropout,
+                self.noise,
+                tokenizer.all_special_ids,
+            )
             train_pass(trainer, model, workdir)
         finally:
             for parameter in frozen:

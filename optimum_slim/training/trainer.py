@@ -3,7 +3,7 @@ techniques added up."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from optimum_slim.training.noise import swapped
 from optimum_slim.training.trained import Trained
 
 STATE_FILE = "trained_{index}.safetensors"
@@ -39,6 +40,8 @@ class SlimTrainer(Trainer):
         teacher: PreTrainedModel | None,
         labels: float,
         dropout: bool,
+        noise: float,
+        special: Collection[int],
     ):
         super().__init__(
             model,
@@ -48,6 +51,7 @@ class SlimTrainer(Trainer):
             callbacks=[_Schedule(trained)],
         )
         self.trained, self.labels, self.dropout = trained, labels, dropout
+        self.noise, self.special = noise, special
         self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
@@ -60,6 +64,8 @@ class SlimTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         model.train(self.dropout)
+        if self.noise:
+            inputs = swapped(inputs, self.noise, self.special)
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         student = model(**(inputs if self.labels else unlabelled), **self.wanted)
         taught = None
