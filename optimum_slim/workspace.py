@@ -110,9 +110,10 @@ class Workspace:
 
 def _identity(plan: Plan) -> dict[str, Any]:
     """What must be equal for a run to be the same run."""
-    recipe = json.dumps(plan.recipe.complete(), sort_keys=True)
+    # Not `deploy`: a run that ended because a precision cost too much goes on with another one.
+    recipe = {key: value for key, value in plan.recipe.complete().items() if key != "deploy"}
     return {
-        "recipe": hashlib.sha256(recipe.encode()).hexdigest(),
+        "recipe": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         "model": fingerprint(plan.folder),
         "teacher": fingerprint(plan.teacher_folder),
         "data": plan.texts.fingerprint if plan.texts is not None else None,

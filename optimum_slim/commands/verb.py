@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -63,7 +64,7 @@ class Verb(BaseOptimumCLICommand):
             overrides[key] = value
         for key, given in (("model", self.args.model), ("data.source", self.args.data)):
             if given is not None:
-                overrides[key] = f'"{given}"'
+                overrides[key] = json.dumps(given)
         return load_recipe(self.args.recipe, overrides)
 
 

@@ -113,5 +113,5 @@ def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
 
 def _on_device(model: PreTrainedModel, batches: Batches) -> Iterator[dict[str, Any]]:
     extra = {"use_cache": False} if anatomy_of(model).causal else {}
-    for batch in tqdm(batches, desc="calibrating", leave=False):
+    for batch in tqdm(batches, desc="calibrating", leave=False, disable=None):
         yield {key: value.to(model.device) for key, value in batch.items()} | extra

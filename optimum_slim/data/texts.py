@@ -132,6 +132,18 @@ def text_columns(rows: Dataset, wanted: str | list[str] | None) -> tuple[str, ..
     raise DataError(f"data.text: say which column holds the texts; the columns are {_listed(rows)}")
 
 
+def one_text_column(rows: Dataset, wanted: str | list[str] | None) -> str:
+    """The column of the texts, for tasks that take no pairs.
+
+    Raises:
+        DataError: not there, or a pair.
+    """
+    columns = text_columns(rows, wanted)
+    if len(columns) != 1:
+        raise DataError(f"data.text: this task takes one column of texts, not {' and '.join(columns)}")
+    return columns[0]
+
+
 def label_column(rows: Dataset, wanted: str | None) -> str | None:
     """The column of the labels: the wanted one, the first of the usual names, or none.
 

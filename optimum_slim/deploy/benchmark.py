@@ -122,7 +122,7 @@ def _interleaved(sessions: Mapping[str, Any], phase: str, batch: int, tokens: in
     for name, session in sessions.items():
         session.run(None, inputs[name])
     end = time.monotonic() + SECONDS
-    for done in tqdm(range(ROUNDS), desc=f"timing {phase} {batch}x{tokens}", leave=False):
+    for done in tqdm(range(ROUNDS), desc=f"timing {phase} {batch}x{tokens}", leave=False, disable=None):
         if done >= FEWEST and time.monotonic() > end:
             break
         for name, session in sessions.items():

@@ -51,7 +51,8 @@ def choose_precision(source: Path, work: Path, deploy: Deploy, validation: Evalu
     Raises:
         QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`.
     """
-    fixed = (deploy.decided or {}).get("precision", deploy.precision)
+    decided = (deploy.decided or {}).get("precision", "auto")
+    fixed = decided if deploy.precision == "auto" else deploy.precision
     names = list(PRECISIONS) if fixed == "auto" else [fixed]
     folders = {name: make_precision(source, work / name, name) for name in names}
     if len(names) == 1 and (deploy.max_quality_loss is None or validation is None or fixed == "fp32"):

@@ -46,7 +46,9 @@ def difference(model: Any, other: Any, sizes: tuple[tuple[int, int], ...] = SIZE
         text's outputs. NaN where an output is not finite.
     """
     largest, cosine = 0.0, 1.0
+    positions = getattr(model.config, "max_position_embeddings", None) or 64
     for batch, tokens in sizes:
+        tokens = min(tokens, positions - 2)  # RoBERTa's first position is its third
         inputs = _random_inputs(model.config, batch, tokens)
         real = inputs["attention_mask"].bool().numpy()
         a, b = (_first_output(one, inputs) for one in (model, other))

@@ -50,7 +50,7 @@ def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, na
     """The task's outcomes for each example, in order. Batches are filled by length, so that little is padding."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
     found: list[Any] = [None] * len(examples)
-    for start in tqdm(range(0, len(order), batch_size), desc=f"evaluating {name}".strip(), leave=False):
+    for start in tqdm(range(0, len(order), batch_size), desc=f"evaluating {name}".strip(), leave=False, disable=None):
         chosen = order[start : start + batch_size]
         batch = task.collate([examples[i] for i in chosen])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}

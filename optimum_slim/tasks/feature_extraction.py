@@ -14,7 +14,7 @@ from torch import Tensor
 from optimum_slim.data.texts import label_column, text_columns
 from optimum_slim.errors import ModelError
 from optimum_slim.model.checkpoint import read_json
-from optimum_slim.tasks.task import Example, Metrics, Task
+from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
 
 
 class FeatureExtraction(Task):
@@ -44,7 +44,7 @@ class FeatureExtraction(Task):
             rows = rows.select(range(min(limit, len(rows))))
         columns = text_columns(rows, self.data.text)
         name = label_column(rows, self.data.label) if labelled and len(columns) == 2 else None
-        texts = [text for row in zip(*(rows[column] for column in columns), strict=True) for text in row]
+        texts = [text for row in zip(*(list_of_texts(rows, name) for name in columns), strict=True) for text in row]
         encoded = self.tokenizer(texts, truncation=True, max_length=self.data.max_length)
         examples = [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
         if name is not None:

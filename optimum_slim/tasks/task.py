@@ -47,10 +47,8 @@ class Task:
         """
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
-        columns = text_columns(rows, self.data.text)
-        encoded = self.tokenizer(
-            *(list(rows[column]) for column in columns), truncation=True, max_length=self.data.max_length
-        )
+        columns = [list_of_texts(rows, column) for column in text_columns(rows, self.data.text)]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.data.max_length)
         examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
         name = label_column(rows, self.data.label) if labelled else None
         if name is not None:
@@ -90,6 +88,19 @@ class Task:
         if isinstance(value, int | float) and int(value) == value and 0 <= value < self.config.num_labels:
             return int(value)
         raise DataError(f"data.label: {where} is {value!r}; the model's labels are {', '.join(map(str, labels))}")
+
+
+def list_of_texts(rows: Dataset | Mapping[str, Any], column: str) -> list[str]:
+    """A column of texts, of a data set or of one batch of it.
+
+    Raises:
+        DataError: a row holds something else, or nothing.
+    """
+    values = list(rows[column])
+    wrong = next((at for at, value in enumerate(values) if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise DataError(f"data.text: row {wrong + 1}, column {column} is {values[wrong]!r}, not a text")
+    return values
 
 
 def loss_of_quality(task: Task, before: Metrics, after: Metrics) -> float:

@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from optimum_slim.data.texts import text_columns
+from optimum_slim.data.texts import one_text_column
 from optimum_slim.errors import DataError
-from optimum_slim.tasks.task import Example, Metrics, Task
+from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
 
 
 class TextGeneration(Task):
@@ -45,10 +45,11 @@ class TextGeneration(Task):
         return blocks
 
     def _blocks(self, rows: Dataset) -> Iterator[list[int]]:
-        (column,) = text_columns(rows, self.data.text)
+        column = one_text_column(rows, self.data.text)
         length, stream = self.data.max_length, list[int]()
         for part in rows.iter(batch_size=256):
-            for ids in self.tokenizer(part[column], add_special_tokens=False, verbose=False)["input_ids"]:
+            texts = list_of_texts(part, column)
+            for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
                 stream += [self.separator, *ids]
             while len(stream) > length:
                 yield stream[:length]

@@ -10,7 +10,7 @@ from datasets import Dataset
 from seqeval.metrics import f1_score
 from torch import Tensor
 
-from optimum_slim.data.texts import label_column, text_columns
+from optimum_slim.data.texts import label_column, one_text_column
 from optimum_slim.errors import DataError
 from optimum_slim.tasks.task import Example, Metrics, Task
 
@@ -26,7 +26,7 @@ class TokenClassification(Task):
     def examples(self, rows: Dataset, limit: int | None = None, labelled: bool = True) -> list[Example]:
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
-        (column,) = text_columns(rows, self.data.text)
+        column = one_text_column(rows, self.data.text)
         name = label_column(rows, self.data.label) if labelled else None
         words = list(rows[column])
         split = bool(words) and isinstance(words[0], list)
@@ -36,6 +36,8 @@ class TokenClassification(Task):
         examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
         if name is not None:
             for i, (example, labels) in enumerate(zip(examples, rows[name], strict=True)):
+                if len(labels) != len(words[i]):
+                    raise DataError(f"data.label: row {i + 1} has {len(words[i])} words but {len(labels)} labels")
                 places = encoded.word_ids(i)
                 first = [word is not None and word not in places[:at] for at, word in enumerate(places)]
                 example["labels"] = [

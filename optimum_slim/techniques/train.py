@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,9 @@ class Train(Technique):
             save_total_limit=1,
             logging_strategy="no",
             report_to=[],
+            disable_tqdm=not sys.stderr.isatty(),
             remove_unused_columns=False,
             dataloader_pin_memory=False,
-            # Texts of like length together: most of a batch of short texts would be padding.
-            group_by_length=len({len(example["input_ids"]) for example in training_data.examples}) > 1,
         )
         for parameter in frozen:
             parameter.requires_grad_(False)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
 from optimum_slim.training.trained import Trained
 
@@ -50,11 +51,16 @@ class SlimTrainer(Trainer):
             train_dataset=list(data.examples),
             callbacks=[_Schedule(trained)],
         )
+        self.remove_callback(PrinterCallback)  # without a terminal it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
         self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
+        lengths = [len(example["input_ids"]) for example in self.train_dataset]
+        return LikeLengths(lengths, self.args.train_batch_size, self.args.seed)
 
     def compute_loss(
         self,
@@ -107,4 +113,7 @@ def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> No
     finally:
         for one in trainer.trained:
             one.end(model)
+        # Mixed precision wraps `forward`; the wrapper goes with the pass.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        model.__dict__.pop("forward", None)
     model.eval()
