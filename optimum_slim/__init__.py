@@ -16,6 +16,8 @@ from optimum_slim.registration import register_when_imported
 # Name: the module it lives in. Imported when first used, so that `optimum-cli --help` stays fast.
 _PUBLIC = {
     "slim": "optimum_slim.flow",
+    "SlimOptimizer": "optimum_slim.optimizer",
+    "SlimQuantizer": "optimum_slim.quantizer",
     "load_recipe": "optimum_slim.recipe",
     "read_recipe": "optimum_slim.recipe",
     "Recipe": "optimum_slim.recipe",

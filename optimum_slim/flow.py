@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +19,13 @@ from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
 from optimum_slim.deploy.choose import choose_precision
 from optimum_slim.deploy.export import export, onnx_bytes
 from optimum_slim.deploy.machine import environment
+from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
 from optimum_slim.model.checkpoint import carry_files, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.recipe import Recipe
+from optimum_slim.report.card import write_card
+from optimum_slim.report.html import write_html
 from optimum_slim.report.report import Report, Row, latency_row, parameters_of, peak_rss_bytes, zeros_of
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
@@ -192,7 +194,7 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     model.config.save_pretrained(fp32)
     export(model, type(task), fp32 / "model.onnx")
     say(f"making {recipe.deploy.precision}")
-    chosen = choose_precision(fp32, work.kept("precision"), recipe.deploy, _validation(plan), plan.causal)
+    chosen = choose_precision(fp32, work.kept("precision"), recipe.deploy, plan.validation, plan.causal)
 
     folder = work.scratch("final")
     save_model(model, folder, plan.tokenizer)
@@ -203,20 +205,19 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     report.verify = verify(model, fp32, folder, type(task))
     say("measuring quality and speed")
     report.model = _name(plan.folder)
+    if plan.texts is not None:
+        report.data = {"name": Path(str(recipe.data.source)).name, "sha256": plan.texts.fingerprint}
     report.task = task.name
     report.recipe = _completed(plan, chosen.name)
     report.environment = environment() | {"threads_of_training": recipe.threads}
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
-    report.final["precision"] = chosen.name
+    path = folder / "model.onnx"
+    report.final |= {"precision": chosen.name, "parts": file_parts(path), "layers": layer_rows(path)}
     (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
     report.write(folder)
+    write_card(report, folder)
+    write_html(report, folder)
     return folder
-
-
-def _validation(plan: Plan) -> Evaluation | None:
-    if plan.texts is None:
-        return None
-    return Evaluation.of(plan.task, plan.texts.evaluation("validation"))
 
 
 def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:
@@ -256,8 +257,8 @@ def _completed(plan: Plan, precision: str) -> Row:
     recipe = replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided={"precision": precision}))
     content = recipe.complete()
     for place, key in ((content, "model"), (content, "teacher"), (content["data"], "source")):
-        if place[key] is not None and os.path.exists(place[key]):
-            place[key] = Path(place[key]).resolve().name
+        if place[key] is not None and (path := Path(place[key]).expanduser()).exists():
+            place[key] = path.resolve().name
     return content
 
 

@@ -57,7 +57,8 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     task: Task = field(repr=False)
     texts: Texts | None = field(repr=False)
-    evaluation: Evaluation | None = field(repr=False)
+    evaluation: Evaluation | None = field(repr=False)  # texts that the reported figures are measured on
+    validation: Evaluation | None = field(repr=False)  # texts that choices are made by
     original: PlannedStep = field(repr=False)
     steps: tuple[PlannedStep, ...] = field(repr=False)
 
@@ -94,15 +95,24 @@ def planned(recipe: Recipe) -> Plan:
     teacher = _tried(mistakes, lambda: find_model(str(recipe.teacher))) if recipe.teacher else folder
     tokenizer = _tried(mistakes, lambda: load_tokenizer(folder))
     task = kind(config, tokenizer, recipe.data, folder) if tokenizer is not None else None
-    evaluation = None
+    evaluation = validation = None
     if task is not None and texts is not None:
         evaluation = _tried(mistakes, lambda: Evaluation.of(task, texts.evaluation(recipe.data.evaluation)))
+        validation = _tried(mistakes, lambda: Evaluation.of(task, texts.evaluation("validation")))
+        trains = any("training_data" in technique.asks() for technique in recipe.steps)
+        if texts.train is not None and trains and task.needs_labels:
+            _tried(mistakes, lambda: task.examples(texts.train))
     mistakes += _missing_texts(recipe, texts) + _too_long(recipe, config)
+    if teacher is not None and recipe.teacher is not None:
+        mistakes += _tried(mistakes, lambda: _unlike(load_config(teacher), config)) or []
     model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
-    steps = _walk(recipe, model, mistakes) if model is not None else []
+    taught_by = _tried(mistakes, lambda: load_config(teacher)) if teacher is not None else None
+    steps = _walk(recipe, model, taught_by or config, mistakes) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
-    return Plan(recipe, folder, teacher, config, tokenizer, task, texts, evaluation, steps[0], tuple(steps[1:]))
+    return Plan(
+        recipe, folder, teacher, config, tokenizer, task, texts, evaluation, validation, steps[0], tuple(steps[1:])
+    )
 
 
 def predicted_bytes(model: PreTrainedModel, precision: str) -> int:
@@ -134,7 +144,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _walk(recipe: Recipe, model: PreTrainedModel, mistakes: list[str]) -> list[PlannedStep]:
+def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mistakes: list[str]) -> list[PlannedStep]:
     """Takes an empty model through the steps; the first entry stands for the original."""
     precision = recipe.deploy.precision if recipe.deploy.precision != "auto" else "int8-dynamic"
     original = sum(parameter.numel() for parameter in model.parameters())
@@ -143,6 +153,11 @@ def _walk(recipe: Recipe, model: PreTrainedModel, mistakes: list[str]) -> list[P
     for index, technique in enumerate(recipe.steps):
         name, before = name_of(technique), shape_in(model.config)
         refusals = list(technique.refusals(model.config, before))
+        refusals += [
+            f"with: {name_of(one)}: {refusal}"
+            for one in getattr(technique, "with_", ())
+            for refusal in one.refusals(model.config, teacher)
+        ]
         after = technique.shape_after(before) if not refusals else before
         removes = getattr(technique, "ratio", None) or getattr(technique, "keep", None)
         if removes and not refusals and after == before:
@@ -173,6 +188,19 @@ def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
     return mistakes
 
 
+def _unlike(teacher: PretrainedConfig, config: PretrainedConfig) -> list[str]:
+    """Why this teacher cannot teach the model: it must read the same tokens and give as many answers."""
+    task, wanted = task_named("auto", teacher), task_named("auto", config)
+    if task is not wanted:
+        return [f"teacher: it does {task.name}, the model {wanted.name}"]
+    mistakes = []
+    for name, what in (("vocab_size", "tokens"), ("num_labels", "labels")):
+        theirs, ours = getattr(teacher, name), getattr(config, name)
+        if theirs != ours:
+            mistakes.append(f"teacher: it knows {theirs} {what}, the model {ours}")
+    return mistakes
+
+
 def _too_long(recipe: Recipe, config: PretrainedConfig) -> list[str]:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
@@ -180,6 +208,8 @@ def _too_long(recipe: Recipe, config: PretrainedConfig) -> list[str]:
     if config.model_type in ("roberta", "xlm-roberta"):
         positions -= (config.pad_token_id or 0) + 1
     wanted = {"data.max_length": recipe.data.max_length, "deploy.target.tokens": max(recipe.deploy.target.tokens)}
+    if anatomy_of(config).causal:
+        wanted["deploy.target.tokens"] += 1  # decoding is timed by the token after them
     return [f"{key}: {value} is more than the model's {positions} positions"
             for key, value in wanted.items() if value > positions]  # fmt: skip
 
@@ -188,5 +218,6 @@ def _tried(mistakes: list[str], make: Callable[[], T]) -> T | None:
     try:
         return make()
     except SlimError as error:
-        mistakes.append(str(error))
+        if str(error) not in mistakes:
+            mistakes.append(str(error))
         return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,14 +32,14 @@ class Recipe:
     """A way of slimming, for one model or for any."""
 
     slim: Literal[1] = 1  # schema version
-    model: str | None = None  # folder, or Hub id (org/name or org/name@revision); or given with --model
+    model: str | None = None  # folder, Hub id (org/name or org/name@revision), or demo; or given with --model
     teacher: str | None = None  # folder or Hub id; default: the original model
     task: TaskName = "auto"  # auto: from the model's architecture
     data: Data = field(default_factory=Data)
     steps: tuple[Technique, ...] = ()  # techniques, in order
     deploy: Deploy = field(default_factory=Deploy)
     budget: None = None  # reserved for {quality_drop, speedup}
-    seed: int = 0
+    seed: int = 0  # of every draw: calibration texts, batches, new weights
     threads: int = 2  # of training and evaluation; the same number gives the same bytes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train and calibrate; figures are always the CPU's
 
@@ -64,7 +66,7 @@ def load_recipe(source: str, overrides: Mapping[str, str] | None = None) -> Reci
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _StrictLoader)  # noqa: S506  a SafeLoader that also refuses repeated keys
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise RecipeError([f"it is not YAML that can be read: {_on_one_line(error)}"], str(path)) from error
     if not isinstance(content, dict):
         raise RecipeError([f"it must be a mapping that starts with `slim: 1`, not {_shown(content)}"], str(path))
@@ -128,6 +130,9 @@ def _override(content: dict[str, Any], key: str, value: str, mistakes: list[str]
             if isinstance(place[int(part)], str):
                 place[int(part)] = {place[int(part)]: {}}
             step = place[int(part)]
+            if not isinstance(step, dict) or len(step) != 1:
+                mistakes.append(f"--set {key}: there is nothing at {part!r} to set a value in")
+                return
             name = next(iter(step))
             if step[name] is None:
                 step[name] = {}
@@ -186,16 +191,16 @@ def _read(kind: Any, value: Any, key: str, mistakes: list[str]) -> Any:
 def _read_scalar(kind: Any, value: Any, key: str, mistakes: list[str]) -> Any:
     if kind is Any or (kind is type(None) and value is None):
         return value
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 2e-4 as text
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
-    if type(value) is kind:
+            number = float(value)  # YAML 1.1 reads 2e-4 as text
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+    elif type(value) is kind:
         return value
-    names = {type(None): "null", int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {type(None): "null", int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
     mistakes.append(f"{key}: must be {names.get(kind, kind)}, not {_shown(value)}")
     return None
 
@@ -278,9 +283,12 @@ def _meant(name: str, options: Any) -> str:
     return f"; there are {', '.join(options)}" if options else ""
 
 
+_SHORT = reprlib.Repr()  # a few lines of YAML with aliases can stand for gigabytes
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return _SHORT.repr(value)
 
 
 def _on_one_line(error: Exception) -> str:

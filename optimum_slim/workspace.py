@@ -28,6 +28,7 @@ class Workspace:
 
     def __init__(self, output: Path, plan: Plan, overwrite: bool = False, restart: bool = False):
         self.output, self.overwrite, self.restart = output, overwrite, restart
+        _refuse_to_replace(output.resolve(), plan)
         self.folder = output.with_name(f"{output.name}.partial")
         self.identity = _identity(plan)
         self._lock = FileLock(f"{self.folder}/lock")
@@ -98,14 +99,29 @@ class Workspace:
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         if record.exists():
-            before = json.loads(record.read_text(encoding="utf-8"))
+            try:
+                before = json.loads(record.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise OutputError(f"{record} is damaged; pass --restart to begin anew") from error
             changed = [key for key, value in self.identity.items() if before.get(key) != value]
             if changed:
                 raise OutputError(
                     f"{self.folder} was begun with a different {' and '.join(changed)}; "
                     "pass --restart to begin anew, or choose another output"
                 )
-        record.write_text(json.dumps(self.identity, indent=2) + "\n", encoding="utf-8")
+        unfinished = record.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(self.identity, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(record)
+
+
+def _refuse_to_replace(output: Path, plan: Plan) -> None:
+    """What a run reads, or stands in, is never replaced by what it writes, whatever the options."""
+    sources = [plan.folder, plan.teacher_folder, Path.cwd()]
+    if plan.recipe.data.source is not None and (source := Path(plan.recipe.data.source).expanduser()).exists():
+        sources.append(source)
+    for source in sources:
+        if source.resolve().is_relative_to(output):
+            raise OutputError(f"the output {output} would replace {source}; choose another")
 
 
 def _identity(plan: Plan) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING
@@ -41,8 +42,9 @@ class Verb(BaseOptimumCLICommand):
             self.work()
         except SlimError as error:
             if self.args.debug:
-                raise
-            print(f"error: {error}", file=sys.stderr)
+                traceback.print_exc()
+            else:
+                print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             print("stopped; the same command goes on from the last finished step", file=sys.stderr)

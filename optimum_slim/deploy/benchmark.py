@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import onnxruntime
 from tqdm.auto import tqdm
 
 from optimum_slim.deploy.machine import session_options
+from optimum_slim.errors import ModelError
 
 ROUNDS = 30
 RUNS_PER_ROUND = 3
@@ -28,9 +28,9 @@ FEWEST = 5
 class Target:
     """The loads to be fast at. Every combination is measured; the first of each decides."""
 
-    tokens: list[int] = field(default_factory=lambda: [128])
-    batch: list[int] = field(default_factory=lambda: [1])
-    threads: list[int] = field(default_factory=lambda: [1])
+    tokens: list[int] = field(default_factory=lambda: [128])  # of a text; of the context when decoding
+    batch: list[int] = field(default_factory=lambda: [1])  # texts at a time
+    threads: list[int] = field(default_factory=lambda: [1])  # of ONNX Runtime
 
     def mistakes(self) -> Iterator[str]:
         for name in ("tokens", "batch", "threads"):
@@ -84,7 +84,20 @@ def speedup(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     ratios = np.array(slow) / np.array(fast)
     drawn = np.random.default_rng(0).choice(ratios, size=(2000, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return {"median": round(statistics.median(ratios), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+    return {"median": round(float(np.median(ratios)), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+
+
+def has_cache(path: Path) -> bool:
+    """Whether an ONNX file is a decoder with key/value cache.
+
+    Raises:
+        ModelError: ONNX Runtime does not load it.
+    """
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options(1))
+    except Exception as error:  # onnxruntime raises classes of its C++ module
+        raise ModelError(f"{path} does not load in ONNX Runtime: {error}") from error
+    return any(value.name.startswith("past_key_values") for value in session.get_inputs())
 
 
 def feeds(session: onnxruntime.InferenceSession, phase: str, batch: int, tokens: int) -> dict[str, np.ndarray]:

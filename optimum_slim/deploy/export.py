@@ -16,6 +16,7 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils.input_generators import DummyPastKeyValuesGenerator, DummyTextInputGenerator
 from transformers import PreTrainedModel
 
+from optimum_slim.deploy.graph import own_weights
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import Shape, shape_in, shape_of
@@ -47,6 +48,7 @@ def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
             if quantization is not None:
                 model.config.quantization_config = quantization
         graph = onnx.load(Path(folder) / "model.onnx")
+    own_weights(graph)
     if task.name == "text-generation" and not stock_cache_fits(model):
         free_cache_dimensions(graph)
     save_onnx(graph, path)

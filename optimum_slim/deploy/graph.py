@@ -26,6 +26,16 @@ def sum_residuals(graph: onnx.ModelProto) -> int:
     return changed
 
 
+def own_weights(graph: onnx.ModelProto) -> None:
+    """Gives each node its own weight, in place: of weights with equal values the exporter stores one, which the others
+    read through an Identity that hides it from quantizers."""
+    initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in list(graph.graph.node):
+        if node.op_type == "Identity" and node.input[0] in initializers:
+            add_initializer(graph, node.output[0], numpy_helper.to_array(initializers[node.input[0]]))
+            graph.graph.node.remove(node)
+
+
 def fold_transposed_weights(graph: onnx.ModelProto) -> None:
     """Stores the transpose of a weight instead of computing it, in place: a language model's head that reads the
     embedding would else escape quantization."""

@@ -58,7 +58,7 @@ def difference(model: Any, other: Any, sizes: tuple[tuple[int, int], ...] = SIZE
             a, b = a * real[..., None], b * real[..., None]
         a, b = a.reshape(batch, -1), b.reshape(batch, -1)
         largest = max(largest, float(np.abs(a - b).max() / np.abs(a).max()))
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        norms = np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), np.finfo(np.float32).tiny)
         cosine = min(cosine, float(((a * b).sum(1) / norms).min()))
     return {"largest": largest, "cosine": cosine}
 

@@ -15,6 +15,8 @@ from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import shape_in
 from optimum_slim.model.surgery import reshape
 
+DEMO = Path(__file__).parents[1] / "demo" / "model"
+
 # What other libraries keep beside a model and need again, unchanged, to serve it.
 CARRIED = (
     "modules.json",
@@ -26,16 +28,28 @@ CARRIED = (
     "generation_config.json",
     "chat_template.jinja",
 )
-_DOWNLOADED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*_Pooling/*", "*_Normalize/*", "*_Dense/*")
+_DOWNLOADED = (
+    "*.json",
+    "*.safetensors",
+    "*.onnx",
+    "*.onnx_data",
+    "*.yaml",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*_Pooling/*",
+    "*_Normalize/*",
+    "*_Dense/*",
+)
 
 
 def find_model(source: str) -> Path:
-    """The folder of a model: a local one as it is, or a Hub id (`org/name` or `org/name@revision`), downloaded.
+    """The folder of a model: `demo`, a local one as it is, or a Hub id (`org/name` or `org/name@revision`), downloaded.
 
     Raises:
         ModelError: neither a folder with a config.json nor a model that the Hub gives out.
     """
-    folder = Path(source).expanduser()
+    folder = DEMO if source == "demo" else Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model: the folder {source} holds no config.json; give the folder of a saved model")
@@ -49,6 +63,22 @@ def find_model(source: str) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_DOWNLOADED)))
     except Exception as error:
         raise ModelError(f"model: {source} is not a folder here, and the Hub did not give it out: {error}") from error
+
+
+def find_onnx(source: str) -> Path:
+    """The ONNX file of a folder or Hub id, or the file itself: `model.onnx`, there or in `onnx/`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = find_model(source)
+    places = [path] if path.is_file() else [path / "model.onnx", path / "onnx" / "model.onnx"]
+    found = next((place for place in places if place.is_file() and place.suffix == ".onnx"), None)
+    if found is None:
+        raise ModelError(f"{source} holds no model.onnx")
+    return found
 
 
 def load_config(folder: Path) -> PretrainedConfig:
@@ -123,6 +153,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"model: the tokenizer in {folder} cannot be loaded: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    # Texts are tokenized once and padded in each batch, which transformers would advise against each time.
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     return tokenizer
 
 

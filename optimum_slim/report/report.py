@@ -20,6 +20,7 @@ class Report:
     """The content of slim_report.json."""
 
     model: Row = field(default_factory=dict)
+    data: Row = field(default_factory=dict)
     task: str = ""
     recipe: Row = field(default_factory=dict)
     steps: list[Row] = field(default_factory=list)

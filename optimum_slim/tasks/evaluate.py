@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
+from optimum_slim.errors import DataError
 from optimum_slim.tasks.task import Example, Metrics, Task
 
 Outcomes = Mapping[str, list[Any]]  # by set
@@ -25,7 +26,15 @@ class Evaluation:
 
     @classmethod
     def of(cls, task: Task, rows: Mapping[str, Dataset]) -> Evaluation:
-        return cls(task, {name: task.examples(part, task.data.limit) for name, part in rows.items()})
+        """Tokenizes the rows of each set.
+
+        Raises:
+            DataError: as `Task.examples`, or there are no labels for a task that is judged by them.
+        """
+        sets = {name: task.examples(part, task.data.limit) for name, part in rows.items()}
+        if task.needs_labels and any("labels" not in examples[0] for examples in sets.values()):
+            raise DataError("data.label: no column of labels was found; name it under data.label")
+        return cls(task, sets)
 
     def outcomes(self, model: Any, batch_size: int = 1) -> Outcomes:
         """Runs `model` over all sets. One text at a time is how a server meets them, and it matters: a dynamic

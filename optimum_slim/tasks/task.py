@@ -27,6 +27,7 @@ class Task:
     name: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]  # endings of the transformers classes that do this task
     ort_class: ClassVar[str]  # of optimum.onnxruntime
+    needs_labels: ClassVar[bool] = False  # nothing can be judged without them
     relative: ClassVar[bool] = False  # losses are told as a share of the original's figure, as for perplexity
 
     config: PretrainedConfig

@@ -32,7 +32,7 @@ class Train(Technique):
     learning_rate: float = 2e-4  # at its peak; falls linearly to 0
     warmup: float = 0.06  # share of the steps in which it rises
     batch_size: int = 32  # texts or blocks in a step
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # AdamW's
     labels: float = 0.0  # weight of the task's own loss
     noise: float = 0.0  # share of words swapped at random, for the teacher to answer anew; helps small data sets
     freeze: tuple[str, ...] = ()  # parts that stay: embeddings, head
@@ -77,7 +77,8 @@ class Train(Technique):
         teacher: PreTrainedModel | None = None,
     ) -> None:
         set_seed(seed)
-        frozen = [parameter for part in self.freeze for parameter in _part(model, part).parameters()]
+        parts = [parameter for part in self.freeze for parameter in _part(model, part).parameters()]
+        frozen = [parameter for parameter in parts if parameter.requires_grad]
         arguments = TrainingArguments(
             output_dir=str(workdir),
             num_train_epochs=self.epochs,

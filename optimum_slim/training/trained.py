@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 Batch = Mapping[str, Tensor]
 
@@ -21,6 +21,10 @@ class Trained:
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the settings by themselves; each names the setting."""
+        return iter(())
+
+    def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
+        """Why this cannot be done to a model of this config, or with this teacher, in words for the user."""
         return iter(())
 
     def begin(self, model: PreTrainedModel) -> None:

@@ -54,13 +54,13 @@ class SlimTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # without a terminal it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
+        self.lengths = [len(example["input_ids"]) for example in data.examples]
         self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
-        lengths = [len(example["input_ids"]) for example in self.train_dataset]
-        return LikeLengths(lengths, self.args.train_batch_size, self.args.seed)
+        return LikeLengths(self.lengths, self.args.train_batch_size, self.args.seed)
 
     def compute_loss(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from optimum_slim.training.losses import relative_error
 from optimum_slim.training.trained import Batch, Trained
@@ -31,6 +32,16 @@ class DistillHiddenStates(Trained):
     def mistakes(self) -> Iterator[str]:
         if self.weight <= 0:
             yield f"weight must be above 0, not {self.weight}"
+
+    def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
+        if config.hidden_size != teacher.hidden_size:
+            yield f"the teacher's hidden states have {teacher.hidden_size} values, the model's {config.hidden_size}"
+        for layer, followed in (self.layers or {}).items():
+            if not 0 <= layer <= config.num_hidden_layers or not 0 <= followed <= teacher.num_hidden_layers:
+                yield (
+                    f"layers: {{{layer}: {followed}}} is not there; the model has layers 0 to "
+                    f"{config.num_hidden_layers}, its teacher 0 to {teacher.num_hidden_layers}"
+                )
 
     def loss(self, student: Any, teacher: Any, batch: Batch) -> Tensor | None:
         ours, theirs = student.hidden_states, teacher.hidden_states

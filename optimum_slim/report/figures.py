@@ -1,0 +1,99 @@
+"""What a report says, as rows for a reader: which model it was, what it lost, and before against after."""
+
+from __future__ import annotations
+
+import math
+
+from optimum_slim.report.report import Report, Row
+from optimum_slim.report.words import count, faster, milliseconds, number, point_name, size, smaller
+from optimum_slim.tasks import TASKS
+
+# The three files that are compared, in the order of every table.
+FILES = {"original": "original, fp32", "baseline_int8": "Optimum's int8", "final": "optimum-slim"}
+
+
+def base_model(report: Report) -> Row:
+    """The model as it was: {id, revision} on the Hub, null for a local folder, and {name, sha256}. A report tells a
+    local folder by its name alone."""
+    told, name = str(report.recipe["model"]), report.model["name"]
+    hub, _, revision = told.partition("@")
+    local = "/" not in told and told in (name, "demo")
+    return {
+        "id": None if local else hub,
+        "revision": None if local else revision or None,
+        "name": name if local else hub,
+        "sha256": report.model["sha256"],
+    }
+
+
+def lower_is_better(report: Report, metric: str) -> bool:
+    """Whether a metric falls when a model gets better, as perplexity does; such losses are told as a share."""
+    task = TASKS[report.task]
+    return task.relative and metric.split("/")[0] == task.metric
+
+
+def judged(row: Row) -> Row:
+    """The quality of a file or of a step, empty where it was not judged."""
+    return row["quality_torch"] if "quality_torch" in row else row["quality"]
+
+
+def loss(report: Report, metric: str, row: Row) -> float | None:
+    """How much worse a file or step is than the original: points of a hundred, or per cent of a perplexity. Below zero
+    where it is better; None where one of the two was not judged."""
+    quality = judged(row)
+    old, new = report.original["quality"].get(metric), quality.get(metric)
+    if old is None or new is None or not math.isfinite(old):
+        return None
+    lost = 100 * (new / old - 1 if lower_is_better(report, metric) else old - new)
+    return lost if not math.isnan(lost) else math.inf
+
+
+def loss_words(report: Report, metric: str, row: Row) -> str:
+    """`1.2 points lost`, `0.3 % higher`; empty where there is nothing to compare."""
+    lost = loss(report, metric, row)
+    if lost is None or math.isinf(lost):
+        return "" if lost is None else "all lost"
+    if lower_is_better(report, metric):
+        return f"{abs(lost):.3g} % {'higher' if lost >= 0 else 'lower'}"
+    return f"{abs(lost):.3g} points {'lost' if lost >= 0 else 'gained'}"
+
+
+def worst_metric(report: Report) -> str | None:
+    """Of the metric that decides, a task's first, the set that lost most; None where nothing was judged."""
+    losses = {name: loss(report, name, report.final) for name in report.final["quality"]}
+    deciding = next(iter(losses), "").split("/")[0]
+    known = {name: lost for name, lost in losses.items() if lost is not None and name.split("/")[0] == deciding}
+    return max(known, key=lambda name: known[name], default=None)
+
+
+def judged_on(report: Report) -> str:
+    """The texts behind the quality: `rt, test, at most 200 texts of each set`."""
+    data = report.recipe["data"]
+    unit = "blocks" if report.task == "text-generation" else "texts"
+    limit = f", at most {data['limit']} {unit} of each set" if data.get("limit") else ""
+    return f"{data['source']}, {data['evaluation']}{limit}"
+
+
+def comparison(report: Report) -> list[Row]:
+    """Rows of words {figure, original, baseline_int8, final, vs_fp32, vs_optimum_int8}: sizes and quality."""
+    files: dict[str, Row] = {name: getattr(report, name) for name in FILES}
+    before, int8, after = files.values()
+    rows: list[Row] = []
+    for figure, key, told_as in (("size of the ONNX file", "file_bytes", size), ("parameters", "parameters", count)):
+        told = {name: told_as(row[key]) for name, row in files.items()}
+        vs = {"vs_fp32": smaller(before[key], after[key]), "vs_optimum_int8": smaller(int8[key], after[key])}
+        rows.append({"figure": figure, **told, **vs})
+    for metric in after["quality"]:
+        told = {n: number(row["quality"][metric]) if metric in row["quality"] else "" for n, row in files.items()}
+        rows.append({"figure": metric, **told, "vs_fp32": loss_words(report, metric, after), "vs_optimum_int8": ""})
+    return rows
+
+
+def latencies(report: Report) -> list[Row]:
+    """Rows as those of `comparison`: the median time at each point of the grid."""
+    rows = []
+    for at, point in enumerate(report.final["latency"]):
+        told = {name: milliseconds(getattr(report, name)["latency"][at]["p50"]) for name in FILES}
+        speed = {other: faster(point["speedup"][other]) for other in ("vs_fp32", "vs_optimum_int8")}
+        rows.append({"figure": f"median time, {point_name(point)}", **told, **speed})
+    return rows

@@ -1,0 +1,1 @@
+"""The tests mirror the package. Their models are tiny, random and made on the spot (tiny.py)."""

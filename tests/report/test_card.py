@@ -1,0 +1,139 @@
+"""The card says what the report says, to people and to the Hub."""
+
+import json
+import math
+import re
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from optimum_slim.report.card import write_card
+from optimum_slim.report.report import Report
+from tests.report.conftest import SPEED
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(report):
+        write_card(report, tmp_path)
+        return ModelCard.load(tmp_path / "README.md")
+
+    return write
+
+
+def numbers_in(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for one in value for number in numbers_in(one)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_the_measured_quality_is_in_the_model_index(report, written):
+    (result,) = written(report).data.eval_results
+    assert (result.metric_type, result.metric_value) == ("accuracy", report.final["quality"]["accuracy"])
+    assert (result.task_type, result.dataset_name, result.dataset_split) == (report.task, "letters", "test")
+
+
+def test_each_set_of_texts_has_its_own_results_and_infinity_is_left_out(report, written):
+    report.task = "text-generation"
+    report.final["quality"] = {"perplexity/novels": 24.3, "agreement/novels": 0.9, "perplexity/mail": math.inf}
+    report.original["quality"] = {"perplexity/novels": 24.0, "agreement/novels": 1.0, "perplexity/mail": 11.0}
+    card = written(report)
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {"perplexity/novels": 24.3, "agreement/novels": 0.9}
+    assert {result.dataset_config for result in card.data.eval_results} == {"novels"}
+    assert "| perplexity/mail | 11 |  | **infinite** | all lost |" in card.text
+    assert "ORTModelForCausalLM.from_pretrained" in card.text
+
+
+def test_a_local_model_is_named_by_its_folder_and_content_and_not_as_a_hub_model(report, written):
+    card = written(report)
+    assert card.data.base_model is None
+    assert "base_model" not in card.content
+    assert "`texts-by-author`" in card.text
+    assert report.model["sha256"] in card.text
+
+
+@pytest.mark.parametrize(("precision", "relation"), [("int8-dynamic", "quantized"), ("fp32", "finetune")])
+def test_a_hub_model_is_the_base_model(report, written, precision, relation):
+    report.recipe["model"], report.model["name"] = "someone/writers@v2", "0123abcd"
+    report.recipe["data"]["source"] = "someone/letters"
+    report.final["precision"] = precision
+    data = written(report).data
+    assert (data.base_model, data.base_model_relation, data.datasets) == (
+        "someone/writers",
+        relation,
+        "someone/letters",
+    )
+    assert data.model_name == "writers-slim"
+
+
+def test_the_texts_are_named_with_their_content(report, written):
+    assert "`letters, test, at most 321 texts of each set` (the texts' sha256: `beefbeef" in written(report).text
+
+
+def test_a_card_of_the_saved_report_is_the_same_card(report, written, tmp_path):
+    report.final["quality"]["accuracy"] = np.float64(0.8625)  # as metrics are before they are saved
+    report.final["speedup"] = {name: {q: np.float64(v) for q, v in row.items()} for name, row in SPEED.items()}
+    report.write(tmp_path)
+    assert written(Report.read(tmp_path)).content == written(report).content
+
+
+def test_a_run_without_texts_has_no_results(report, written):
+    report.recipe["data"]["source"], report.data = None, {}
+    for row in (report.original, report.baseline_int8, report.final):
+        row["quality"] = {}
+    report.steps[0]["quality_torch"] = {}
+    card = written(report)
+    assert card.data.eval_results is None
+    assert "Quality was not measured" in card.text
+
+
+def test_claims_that_can_be_measured_again_stand_in_the_metadata(report, written):
+    claims = written(report).data.to_dict()["slim"]
+    assert claims == {
+        "file_bytes": report.final["file_bytes"],
+        "parameters": report.final["parameters"],
+        "speedup_vs_fp32": 3.271,
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "library"),
+    [
+        ({"config.json": {}}, "transformers"),
+        ({"config.json": {}, "modules.json": []}, "sentence-transformers"),
+        ({"config.json": {"quantization_config": {"quant_method": "optimum_slim"}}}, "optimum-slim"),
+    ],
+)
+def test_the_library_is_what_loads_the_folder(report, written, tmp_path, files, library):
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    card = written(report)
+    assert card.data.library_name == library
+    assert ("only after `import optimum_slim`" in card.text) == (library == "optimum-slim")
+
+
+def test_every_number_in_the_text_is_in_the_report_or_follows_from_two_that_are(report, written):
+    before, int8, after = report.original, report.baseline_int8, report.final
+    known = [*numbers_in(asdict(report)), 95.0, len(report.steps) + 1]
+    known += [old[key] / after[key] for old in (before, int8) for key in ("file_bytes", "parameters")]
+    known += [100 * (before["quality"]["accuracy"] - after["quality"]["accuracy"])]
+    known += range(1, len(report.steps) + 1)
+    texts = json.dumps(asdict(report))
+    for token in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w.])", written(report).text):
+        shown = float(token.replace(",", ""))
+        digits = len(token.partition("e")[0].partition(".")[2])
+        half = 0.5000001 * 10.0 ** (int(token.partition("e")[2] or 0) - digits)
+        units = (1, 1e3, 1e6)
+        assert token in texts or any(abs(value / unit - shown) <= half for value in known for unit in units), token
+
+
+def test_a_name_cannot_break_out_of_its_line_or_the_metadata(report, written):
+    report.model["name"] = report.recipe["model"] = "a`|\nb: {c}\n---\n# d"
+    card = written(report)
+    assert card.data.model_name == "a`|\nb: {c}\n---\n# d-slim"
+    assert card.text.count("\n# ") == 1

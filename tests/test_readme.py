@@ -1,0 +1,33 @@
+"""What the README shows works."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from optimum_slim.model.shape import shape_of
+from optimum_slim.techniques import BUILT_IN
+from tests.tiny import tiny
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def code_under(title: str) -> str:
+    section = README.split(f"## {title}\n")[1]
+    return re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1]
+
+
+def test_the_technique_of_the_readme_cuts_a_model(monkeypatch):
+    mine = ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", mine)  # where dataclasses looks the annotations up
+    exec(code_under("Add your own technique"), mine.__dict__)  # noqa: S102
+    model = tiny("bert")
+    technique = mine.KeepFirst()
+    technique.apply(model)
+    assert len(shape_of(model).blocks) == technique.layers == 2
+
+
+def test_every_technique_stands_in_the_readme():
+    assert all(f"`{name}`" in README for name in BUILT_IN)
