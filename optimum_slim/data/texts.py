@@ -80,7 +80,7 @@ class Texts:
         elif which == "validation":
             parts = parts[:1]
         names = dict.fromkeys(name for part in parts for name in part)
-        return {name: concatenate_datasets([part[name] for part in parts if name in part]) for name in names}
+        return {name: _joined([part[name] for part in parts if name in part]) for name in names}
 
 
 def load_texts(data: Data, seed: int) -> Texts:
@@ -105,7 +105,7 @@ def load_texts(data: Data, seed: int) -> Texts:
         splits = {"": _load_hub(data.source)}
         fingerprint = "-".join(str(rows._fingerprint) for rows in splits[""].values())
     trains = [parts["train"] for parts in splits.values() if "train" in parts]
-    train = concatenate_datasets(trains) if trains else None
+    train = _joined(trains) if trains else None
     validation = {name: parts["validation"] for name, parts in splits.items() if "validation" in parts}
     test = {name: parts["test"] for name, parts in splits.items() if "test" in parts}
     if train is not None and not validation:
@@ -202,6 +202,13 @@ def _load_hub(name: str) -> dict[str, Dataset]:
     except Exception as error:
         raise DataError(f"data: {name} is no folder or file here, and the Hub did not give it out: {error}") from error
     return {split_of(split): rows for split, rows in loaded.items()}
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    try:
+        return concatenate_datasets(parts)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"data: the files do not have the same columns: {error}") from error
 
 
 def _format(path: Path) -> str:

@@ -33,8 +33,8 @@ def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
     """
     export_task = "text-generation-with-past" if task.name == "text-generation" else task.name
     custom = {"model": _cache_config(model)} if task.name == "text-generation" else None
-    quantization = model.config.__dict__.pop("quantization_config", None)
-    return_dict = model.config.return_dict
+    told = dict(model.config.__dict__)  # the exporter sets keys for itself
+    model.config.__dict__.pop("quantization_config", None)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, _quietly():
         try:
@@ -44,9 +44,8 @@ def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
         except Exception as error:
             raise ModelError(f"the model cannot be exported to ONNX: {error}") from error
         finally:
-            model.config.return_dict = return_dict
-            if quantization is not None:
-                model.config.quantization_config = quantization
+            model.config.__dict__.clear()
+            model.config.__dict__.update(told)
         graph = onnx.load(Path(folder) / "model.onnx")
     own_weights(graph)
     if task.name == "text-generation" and not stock_cache_fits(model):

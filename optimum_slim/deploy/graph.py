@@ -43,6 +43,8 @@ def fold_transposed_weights(graph: onnx.ModelProto) -> None:
     for node in list(graph.graph.node):
         if node.op_type == "Transpose" and node.input[0] in initializers:
             weight = numpy_helper.to_array(initializers[node.input[0]])
+            if weight.ndim != 2 or any(list(attribute.ints) == [0, 1] for attribute in node.attribute):
+                continue
             add_initializer(graph, node.output[0], np.ascontiguousarray(weight.T))
             graph.graph.node.remove(node)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.errors import ModelError
+from optimum_slim.model.anatomy import blocks_of
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
     initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
     sources = {output: node for node in graph.graph.node for output in node.output}
     nodes = {module_path(node): node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "Gather")}
+    blocks = tuple(f"{block.name}." for block in blocks_of(model))
     found = {}
     for name, module in model.named_modules():
         # OPT's head calls the decoder past its base model, whose name is then missing from the path.
         node = nodes.get(name) or nodes.get(name.removeprefix(f"{model.base_model_prefix}."))
-        if node is None or not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
             continue
+        if node is None:
+            if name.startswith(blocks):
+                raise ModelError(f"{name}: no node of the ONNX graph computes with it")
+            continue  # a pooler, where the task does not read it
         operand = node.input[0 if node.op_type == "Gather" else 1]
         if operand in sources and sources[operand].op_type == "Transpose":  # a head that reads the embedding
             operand = sources[operand].input[0]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
-from optimum_slim.model.shape import shape_in
+from optimum_slim.model.shape import Shape, shape_in
 from optimum_slim.model.surgery import reshape
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
@@ -114,8 +114,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     """
     folder = find_model(str(folder))
     config = load_config(folder)
-    anatomy_of(config)
-    shape_in(config)
+    told_shape(config)
     try:
         model, report = model_class(config).from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -133,11 +132,32 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     return model.eval()
 
 
+def told_shape(config: PretrainedConfig) -> Shape:
+    """The shape that a config tells.
+
+    Raises:
+        ModelError: the family is not supported, or its sizes make no sense.
+    """
+    anatomy_of(config)
+    try:
+        return shape_in(config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ModelError(f"config.json: the sizes of the model make no sense: {error}") from error
+
+
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model that a config tells, on the meta device: sizes without memory."""
-    with torch.device("meta"):
-        model = model_class(config)(config)
-    reshape(model, shape_in(config))
+    """The model that a config tells, on the meta device: sizes without memory.
+
+    Raises:
+        ModelError: its sizes make no sense.
+    """
+    shape = told_shape(config)
+    try:
+        with torch.device("meta"):
+            model = model_class(config)(config)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ModelError(f"config.json: no model can be built of it: {error}") from error
+    reshape(model, shape)
     return model
 
 

@@ -74,8 +74,10 @@ def shape_in(config: PretrainedConfig) -> Shape:
     overrides = getattr(config, "per_layer_config", None) or {}
     names = {"num_attention_heads": "heads", "num_key_value_heads": "kv_heads", "intermediate_size": "ffn"}
     blocks = [base] * layers
+    if not isinstance(overrides, dict):
+        raise ModelError(f"config.json: per_layer_config must map layers to sizes, not be {overrides!r}")
     for index, sizes in overrides.items():
-        if not str(index).isdigit() or int(index) >= layers or not isinstance(sizes, dict):
+        if not str(index).isdecimal() or int(index) >= layers or not isinstance(sizes, dict):
             raise ModelError(f"config.json: per_layer_config.{index} does not name one of the {layers} layers")
         for key, value in sizes.items():
             if key not in names or type(value) is not int or value < 1:

@@ -28,10 +28,8 @@ def task_named(name: str, config: PretrainedConfig) -> type[Task]:
         ModelError: the model has no head for it, or a head that is not supported.
     """
     architecture = (config.architectures or ["none"])[0]
-    fits = [task for task in TASKS.values() if architecture.endswith(task.architectures)]
-    if name == "auto" and fits:
-        return fits[0]
-    if name != "auto" and TASKS[name] in fits:
-        return TASKS[name]
+    fit = next((task for task in TASKS.values() if architecture.endswith(task.architectures)), None)
+    if fit is not None and (name == "auto" or TASKS[name] is fit):
+        return fit
     asked = "" if name == "auto" else f"task: {name} asks for a model that ends in {TASKS[name].architectures[0]}, but "
     raise ModelError(f"{asked}the model is a {architecture}; supported are the tasks {', '.join(TASKS)}")

@@ -12,9 +12,13 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from optimum_slim.data.texts import label_column, text_columns
-from optimum_slim.errors import ModelError
+from optimum_slim.errors import DataError, ModelError
 from optimum_slim.model.checkpoint import read_json
 from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
+
+# What sentence-transformers writes, now under `pooling_mode`, before as one switch for each.
+_POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
+_POOLINGS |= {name: name for name in ("mean", "cls", "max", "lasttoken")}
 
 
 class FeatureExtraction(Task):
@@ -30,9 +34,12 @@ class FeatureExtraction(Task):
     def pooling(self) -> str:
         """mean | cls | max | lasttoken, from the model's sentence-transformers files; mean without them."""
         for path in sorted(self.folder.glob("*_Pooling/config.json")):
-            chosen = [key for key, on in read_json(path).items() if key.startswith("pooling_mode_") and on is True]
-            names = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max", "lasttoken": "lasttoken"}
-            name = names.get(chosen[0].removeprefix("pooling_mode_")) if len(chosen) == 1 else None
+            content = read_json(path)
+            chosen = [key.removeprefix("pooling_mode_") for key, on in content.items() if on is True]
+            chosen = (
+                [str(content["pooling_mode"])] if "pooling_mode" in content else [c for c in chosen if c in _POOLINGS]
+            )
+            name = _POOLINGS.get(chosen[0]) if len(chosen) == 1 else None
             if name is None:
                 raise ModelError(f"{path}: this pooling is not supported: {', '.join(chosen)}")
             return name
@@ -49,7 +56,10 @@ class FeatureExtraction(Task):
         examples = [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
         if name is not None:
             for i, score in enumerate(rows[name]):
-                examples[2 * i]["labels"] = examples[2 * i + 1]["labels"] = float(score)
+                try:
+                    examples[2 * i]["labels"] = examples[2 * i + 1]["labels"] = float(score)
+                except (TypeError, ValueError) as error:
+                    raise DataError(f"data.label: row {i + 1}, column {name} is {score!r}, not a score") from error
         return examples
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:

@@ -86,13 +86,13 @@ class Task:
         labels = self.config.label2id or {}
         if isinstance(value, str) and value in labels:
             return int(labels[value])
-        if isinstance(value, int | float) and int(value) == value and 0 <= value < self.config.num_labels:
+        if isinstance(value, int | float) and value in range(self.config.num_labels):
             return int(value)
         raise DataError(f"data.label: {where} is {value!r}; the model's labels are {', '.join(map(str, labels))}")
 
 
-def list_of_texts(rows: Dataset | Mapping[str, Any], column: str) -> list[str]:
-    """A column of texts, of a data set or of one batch of it.
+def list_of_texts(rows: Dataset | Mapping[str, Any], column: str, before: int = 0) -> list[str]:
+    """A column of texts, of a data set or of one batch of it that has `before` rows before it.
 
     Raises:
         DataError: a row holds something else, or nothing.
@@ -100,7 +100,7 @@ def list_of_texts(rows: Dataset | Mapping[str, Any], column: str) -> list[str]:
     values = list(rows[column])
     wrong = next((at for at, value in enumerate(values) if not isinstance(value, str)), None)
     if wrong is not None:
-        raise DataError(f"data.text: row {wrong + 1}, column {column} is {values[wrong]!r}, not a text")
+        raise DataError(f"data.text: row {before + wrong + 1}, column {column} is {values[wrong]!r}, not a text")
     return values
 
 

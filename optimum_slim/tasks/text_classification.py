@@ -39,7 +39,7 @@ class TextClassification(Task):
                 raise DataError(f"data.label: {where} is {value!r}; a model with one output needs numbers")
             return float(value)
         classes = self.config.num_labels
-        if isinstance(value, list) and len(value) == classes and set(value) <= {0, 1}:
+        if isinstance(value, list) and len(value) == classes and all(v in (0, 1) for v in value):
             return [float(v) for v in value]
         if not isinstance(value, list):
             raise DataError(f"data.label: {where} is {value!r}; several labels are given as a list")

@@ -46,9 +46,10 @@ class TextGeneration(Task):
 
     def _blocks(self, rows: Dataset) -> Iterator[list[int]]:
         column = one_text_column(rows, self.data.text)
-        length, stream = self.data.max_length, list[int]()
+        length, stream, read = self.data.max_length, list[int](), 0
         for part in rows.iter(batch_size=256):
-            texts = list_of_texts(part, column)
+            texts = list_of_texts(part, column, read)
+            read += len(texts)
             for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
                 stream += [self.separator, *ids]
             while len(stream) > length:

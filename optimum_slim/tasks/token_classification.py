@@ -12,7 +12,7 @@ from torch import Tensor
 
 from optimum_slim.data.texts import label_column, one_text_column
 from optimum_slim.errors import DataError
-from optimum_slim.tasks.task import Example, Metrics, Task
+from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
 
 IGNORED = -100  # the label that losses and metrics pass over: special tokens, and all but a word's first token
 
@@ -31,14 +31,19 @@ class TokenClassification(Task):
         name = label_column(rows, self.data.label) if labelled else None
         words = list(rows[column])
         split = bool(words) and isinstance(words[0], list)
+        if not split:
+            words = list_of_texts(rows, column)
         if name is not None and not split:
             raise DataError(f"data.text: column {column} must hold lists of words to go with labels, not plain text")
+        for at, row in enumerate(words if split else ()):
+            if not isinstance(row, list) or not all(isinstance(word, str) for word in row):
+                raise DataError(f"data.text: row {at + 1}, column {column} is {row!r}, not a list of words")
         encoded = self.tokenizer(words, is_split_into_words=split, truncation=True, max_length=self.data.max_length)
         examples = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
         if name is not None:
             for i, (example, labels) in enumerate(zip(examples, rows[name], strict=True)):
-                if len(labels) != len(words[i]):
-                    raise DataError(f"data.label: row {i + 1} has {len(words[i])} words but {len(labels)} labels")
+                if not isinstance(labels, list) or len(labels) != len(words[i]):
+                    raise DataError(f"data.label: row {i + 1} has {len(words[i])} words, but as labels {labels!r}")
                 places = encoded.word_ids(i)
                 first = [word is not None and word not in places[:at] for at, word in enumerate(places)]
                 example["labels"] = [

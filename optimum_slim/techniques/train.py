@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from optimum_slim.model.shape import Shape
+from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.techniques.technique import Technique
 from optimum_slim.training.trained import Trained
 from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
@@ -59,8 +60,7 @@ class Train(Technique):
             yield "there is nothing to learn from: give labels a weight, or list techniques under with"
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
-        name = (config.architectures or [""])[0]
-        if self.labels and name.endswith("Model") and not name.endswith("LMHeadModel"):
+        if self.labels and task_named("auto", config) is FeatureExtraction:
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
 
     def asks(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from optimum_slim.data.texts import Data
 from optimum_slim.errors import DataError
+from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.text_classification import TextClassification
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -64,7 +65,7 @@ def test_one_output_is_judged_by_how_it_ranks(scores, labels, quality):
 
 def test_figures_need_labels():
     with pytest.raises(DataError, match=r"name it under data\.label"):
-        task().metrics([0], [{"input_ids": [5]}], None)
+        Evaluation.of(task(), {"": Dataset.from_list([{"text": "good"}])})
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from optimum_slim.data.texts import Data
 from optimum_slim.errors import DataError
+from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.token_classification import IGNORED, TokenClassification, pad_labels
 from tests.tiny import tiny_config, tiny_tokenizer
 
@@ -117,4 +118,4 @@ def test_plain_text_is_good_enough_where_no_labels_are_wanted():
 
 def test_figures_need_labels():
     with pytest.raises(DataError, match=r"name it under data\.label"):
-        task().metrics([[O]], [{"input_ids": [5]}], None)
+        Evaluation.of(task(), {"": Dataset.from_list([{"tokens": ["good"]}])})

@@ -88,7 +88,6 @@ REFUSED = [
     (Layers(which=[0, 5]), "bert", {}, "which: there is no layer 5; the model has layers 0 to 2"),
     (Layers(ratio=0.5), "gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales attention by a layer's number"),
     (learning(labels=1.0), "xlm-roberta", {}, "an embedder has no loss of its own"),
-    (learning(Logits()), "xlm-roberta", {}, "logits"),
 ]
 
 
@@ -100,6 +99,11 @@ def test_what_cannot_be_done_to_a_model_is_refused_with_the_reason(technique, fa
     config = tiny_config(family, **changes)
     assert not list(technique.mistakes())
     assert reason in " ".join(technique.refusals(config, shape_in(config)))
+
+
+def test_an_embedder_has_no_logits_to_learn():
+    config = tiny_config("xlm-roberta")
+    assert "no logits" in " ".join(Logits().refusals(config, config))
 
 
 @pytest.mark.parametrize("family", DECODERS)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.training.losses import soft_classes, soft_labels
 from optimum_slim.training.trained import Batch, Trained
 
@@ -32,6 +33,10 @@ class DistillLogits(Trained):
             yield f"temperature must be above 0, not {self.temperature}"
         if self.weight <= 0:
             yield f"weight must be above 0, not {self.weight}"
+
+    def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
+        if task_named("auto", config) is FeatureExtraction:
+            yield "an embedder has no logits; use distill.hidden_states"
 
     def begin(self, model: PreTrainedModel) -> None:
         self.several = model.config.problem_type == "multi_label_classification"

@@ -58,21 +58,22 @@ def dense_weight(linear: nn.Linear | Conv1D) -> Tensor:
 
 
 def refitted(weight: Tensor, gram: Tensor, kept: Sequence[int], damp: float = 1e-3) -> Tensor:
-    """The weights of the kept inputs that come closest to the whole layer's output, by ridge regression:
-    W C[:, S] (C[S, S] + damp * mean(diag C) I)^-1, solved in float64.
+    """The weights of the kept inputs S that make up best for the others R, by least squares: what they already were and
+    W_R C_RS (C_SS + damp * mean(diag C) I)^-1. Damped towards the old weights, so that it never does worse than they.
 
     Args:
-        weight: [N, K]. gram: [K, K]. kept: S, places of inputs. damp: share of the mean second moment.
+        weight: [N, K]. gram: C, [K, K]. kept: S, places of inputs. damp: share of the mean second moment.
 
     Returns:
-        float32 [N, len(kept)].
+        float32 [N, len(kept)], solved in float64.
     """
-    chosen = torch.tensor(list(kept))
-    moments = gram.double().cpu()
-    inner = moments[chosen][:, chosen]
-    inner += torch.eye(len(chosen), dtype=torch.float64) * damp * moments.diagonal().mean()
-    target = weight.double().cpu() @ moments[:, chosen]
-    return torch.linalg.solve(inner, target.T).T.float()
+    stay = torch.zeros(weight.shape[1], dtype=torch.bool)
+    stay[list(kept)] = True
+    moments, whole = gram.double().cpu(), weight.double().cpu()
+    inner = moments[stay][:, stay]
+    inner += torch.eye(len(inner), dtype=torch.float64) * damp * moments.diagonal().mean()
+    lost = whole[:, ~stay] @ moments[~stay][:, stay]
+    return (whole[:, stay] + torch.linalg.solve(inner, lost.T).T).float()
 
 
 def refit(linear: nn.Linear | Conv1D, weight: Tensor, gram: Tensor, kept: Sequence[int]) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from optimum_slim.model.anatomy import blocks_of
+from optimum_slim.techniques.prune.ffn import PruneFFN
+from optimum_slim.techniques.prune.heads import PruneHeads
 from optimum_slim.techniques.prune.importance import (
     dense_weight,
     group_energy,
@@ -17,6 +22,10 @@ from optimum_slim.techniques.prune.importance import (
     refit,
     refitted,
 )
+from optimum_slim.techniques.prune.kv_heads import PruneKVHeads
+from optimum_slim.techniques.prune.layers import PruneLayers
+from tests.contracts import all_answers
+from tests.tiny import DECODERS, FAMILIES, GROUPED, tiny, token_batches
 
 
 def drawn(outputs=6, inputs=12, rows=200, alike=False):
@@ -161,3 +170,80 @@ def test_the_highest_scores_win_in_their_order(scores, count, places):
 
 def test_of_many_equal_scores_the_first_win():
     assert highest(torch.zeros(5000), 2000) == list(range(2000))
+
+
+def silenced(family, role, inputs):
+    """A model whose linears of this role ignore some inputs, others in each layer."""
+    model = tiny(family)
+    with torch.no_grad():
+        for block in blocks_of(model):
+            linear = getattr(block, role)
+            weight = linear.weight if isinstance(linear, Conv1D) else linear.weight.T
+            weight[inputs(block.index)] = 0
+    return model
+
+
+def head(*numbers, size=16):
+    return lambda layer: [(n + layer) % 4 * size + at for n in numbers for at in range(size)]
+
+
+DEAD = [
+    *((PruneFFN(keep=96, refit=False), family, "ffn_out", lambda layer: range(layer, 128, 4)) for family in FAMILIES),
+    *((PruneHeads(keep=3, refit=False), family, "output", head(1)) for family in FAMILIES if family not in GROUPED),
+    (PruneHeads(keep=2, refit=False), "llama", "output", head(0, 2)),
+    (PruneHeads(keep=2, refit=False), "qwen3", "output", head(0, 2, size=32)),
+    (PruneKVHeads(keep=1), "mistral", "output", lambda layer: range(layer % 2 * 32, layer % 2 * 32 + 32)),
+]
+
+
+@pytest.mark.parametrize(("technique", "family", "role", "inputs"), DEAD)
+def test_what_adds_nothing_goes_first_and_changes_no_logit(technique, family, role, inputs):
+    model = silenced(family, role, inputs)
+    before = all_answers(model)
+    technique.apply(model, calibration_data=token_batches())
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(before, all_answers(model), strict=True))
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("idle", [0, 1, 2])
+def test_the_layer_that_turns_its_input_least_goes_first(family, idle):
+    model = tiny(family)
+    for linear in (list(blocks_of(model))[idle].output, list(blocks_of(model))[idle].ffn_out):
+        nn.init.zeros_(linear.weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    before = all_answers(model)
+    PruneLayers(keep=2, which="influence").apply(model, calibration_data=token_batches())
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(before, all_answers(model), strict=True))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "opt"])
+@pytest.mark.parametrize("technique", [PruneFFN(ratio=0.5), PruneHeads(ratio=0.5)], ids=["neurons", "heads"])
+def test_refitting_brings_the_first_cut_layers_output_closer(technique, family):
+    texts = token_batches(((8, 40), (8, 60)))
+    distances = []
+    for refitting in (False, True):
+        whole, model = tiny(family, num_hidden_layers=1), tiny(family, num_hidden_layers=1)
+        replace(technique, refit=refitting).apply(model, calibration_data=texts)
+        with torch.no_grad():
+            states = [one.base_model(**texts[0]).last_hidden_state[0] for one in (whole, model)]
+        distances.append((states[0] - states[1]).square().mean().item())
+    assert distances[1] < 0.9 * distances[0]
+
+
+@pytest.mark.parametrize("family", ["roberta", "qwen2"])
+@pytest.mark.parametrize(
+    "technique",
+    [PruneFFN(ratio=0.5), PruneHeads(ratio=0.5), PruneLayers(keep=2, which="influence")],
+    ids=["neurons", "heads", "layers"],
+)
+def test_padding_of_calibration_texts_has_no_say(technique, family):
+    (batch,) = token_batches(((6, 30),))
+    texts = [
+        {key: value[i : i + 1, : batch["attention_mask"][i].sum()] for key, value in batch.items()} for i in range(6)
+    ]
+    padded, alone = tiny(family), tiny(family)
+    technique.apply(padded, calibration_data=[batch])
+    technique.apply(alone, calibration_data=texts)
+    pairs = zip(padded.parameters(), alone.parameters(), strict=True)
+    assert all(torch.allclose(one, other, atol=5e-3) for one, other in pairs)
