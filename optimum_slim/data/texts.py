@@ -17,8 +17,6 @@ from optimum_slim.errors import DataError
 
 Evaluated = Literal["test", "validation", "validation+test"]
 
-DEMO = Path(__file__).parents[1] / "demo" / "data"
-
 TEXT_COLUMNS = (
     ("text",),
     ("sentence",),
@@ -42,7 +40,7 @@ _LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 class Data:
     """Which texts calibrate, train and judge the model."""
 
-    source: str | None = None  # Hub id, folder, file (jsonl, csv, parquet, txt; .gz), or demo
+    source: str | None = None  # Hub id, folder or file (jsonl, csv, parquet, txt; .gz)
     text: str | list[str] | None = None  # column, or pair of columns; default: the first of the usual names
     label: str | None = None  # column; default: label, labels or score
     sets: dict[str, str] = field(default_factory=dict)  # named evaluation files, {austen: "austen.*"}
@@ -93,7 +91,7 @@ def load_texts(data: Data, seed: int) -> Texts:
     disable_progress_bar()
     if data.source is None:
         raise DataError("data: no source is given; name a folder, file or Hub id under `data`, or with --data")
-    source = DEMO if data.source == "demo" else Path(data.source).expanduser()
+    source = Path(data.source).expanduser()
     if source.exists():
         files = find_files(source)
         splits = {

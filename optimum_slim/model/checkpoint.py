@@ -15,8 +15,6 @@ from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import Shape, shape_in
 from optimum_slim.model.surgery import reshape
 
-DEMO = Path(__file__).parents[1] / "demo" / "model"
-
 # What other libraries keep beside a model and need again, unchanged, to serve it.
 CARRIED = (
     "modules.json",
@@ -44,12 +42,12 @@ _DOWNLOADED = (
 
 
 def find_model(source: str) -> Path:
-    """The folder of a model: `demo`, a local one as it is, or a Hub id (`org/name` or `org/name@revision`), downloaded.
+    """The folder of a model: a local one as it is, or a Hub id (`org/name` or `org/name@revision`), downloaded.
 
     Raises:
         ModelError: neither a folder with a config.json nor a model that the Hub gives out.
     """
-    folder = DEMO if source == "demo" else Path(source).expanduser()
+    folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"model: the folder {source} holds no config.json; give the folder of a saved model")
