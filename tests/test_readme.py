@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from optimum_slim.deploy import benchmark
 from optimum_slim.model.shape import shape_of
 from optimum_slim.techniques import BUILT_IN
-from tests.tiny import tiny
+from tests.tiny import save_rows, save_tiny, tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -31,3 +32,13 @@ def test_the_technique_of_the_readme_cuts_a_model(monkeypatch):
 
 def test_every_technique_stands_in_the_readme():
     assert all(f"`{name}`" in README for name in BUILT_IN)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    save_tiny(tmp_path / "my-classifier", "bert", max_position_embeddings=160)
+    save_rows(tmp_path / "my-texts", "text-classification")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "ROUNDS", 5)
+    exec(code_under("From Python"), {})  # noqa: S102
+    assert "vs_fp32" in capsys.readouterr().out
+    assert (tmp_path / "my-classifier-int8" / "model.onnx").exists()

@@ -47,11 +47,12 @@ class TextGeneration(Task):
     def _blocks(self, rows: Dataset) -> Iterator[list[int]]:
         column = one_text_column(rows, self.data.text)
         length, stream, read = self.data.max_length, list[int](), 0
+        separator = self.separator
         for part in rows.iter(batch_size=256):
             texts = list_of_texts(part, column, read)
             read += len(texts)
             for ids in self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-                stream += [self.separator, *ids]
+                stream += [separator, *ids]
             while len(stream) > length:
                 yield stream[:length]
                 stream = stream[length:]

@@ -1,0 +1,65 @@
+"""Real models keep what they can do. They are read from the folder in OPTIMUM_SLIM_ASSETS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from optimum_slim.data.texts import Data, load_texts
+from optimum_slim.deploy.choose import make_precision
+from optimum_slim.deploy.export import export
+from optimum_slim.deploy.verify import difference, load_ort
+from optimum_slim.model.checkpoint import load_model, load_tokenizer
+from optimum_slim.tasks import task_named
+from optimum_slim.tasks.evaluate import Evaluation
+
+ASSETS = Path(os.environ.get("OPTIMUM_SLIM_ASSETS", "nowhere"))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not ASSETS.is_dir(), reason="OPTIMUM_SLIM_ASSETS names no folder with real models and data"),
+]
+DATA = {
+    "minilm-rt": Data(source=str(ASSETS / "data" / "rt"), limit=300),
+    "tiny-llama": Data(
+        source=str(ASSETS / "data" / "lm"),
+        sets={"austen": "austen.*", "debian": "debian.*"},
+        evaluation="validation",
+        max_length=256,
+        limit=20,
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=list(DATA))
+def exported(request, tmp_path_factory):
+    """The model, its task bound to it, and the folder of its fp32 export."""
+    source, folder = ASSETS / "models" / request.param, tmp_path_factory.mktemp(request.param)
+    model = load_model(source)
+    model.config.save_pretrained(folder)
+    kind = task_named("auto", model.config)
+    export(model, kind, folder / "model.onnx")
+    return model, kind(model.config, load_tokenizer(source), DATA[request.param], source), folder
+
+
+def test_the_export_computes_what_torch_computes(exported):
+    model, task, folder = exported
+    found = load_ort(folder, type(task))
+    assert difference(model, found)["largest"] < 1e-5
+    if task.name == "text-generation":
+        asked = task.tokenizer("It is a truth universally acknowledged", return_tensors="pt")
+        asked.pop("token_type_ids", None)
+        texts = [one.generate(**asked, max_new_tokens=24, do_sample=False, pad_token_id=0) for one in (model, found)]
+        assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize(("precision", "lost"), [("fp32", 1e-4), ("int8-weights", 0.01), ("int8-dynamic", 0.02)])
+def test_a_precision_keeps_the_quality(exported, precision, lost, tmp_path):
+    _, task, folder = exported
+    evaluation = Evaluation.of(task, load_texts(task.data, 0).evaluation(task.data.evaluation))
+    before = evaluation.quality(load_ort(folder, type(task)))
+    after = evaluation.quality(load_ort(make_precision(folder, tmp_path / precision, precision), type(task)))
+    for name, value in before.items():
+        assert abs(after[name] - value) <= lost * (value if task.relative else 1), name
