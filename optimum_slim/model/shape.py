@@ -68,6 +68,9 @@ def shape_in(config: PretrainedConfig) -> Shape:
     Raises:
         ModelError: `per_layer_config` does not describe layers of this model.
     """
+    version = (getattr(config, "slim", None) or {}).get("version", SLIM_VERSION)
+    if version != SLIM_VERSION:
+        raise ModelError(f"config.json: slim.version is {version!r}; this optimum-slim reads {SLIM_VERSION}")
     anatomy = anatomy_of(config)
     base = _base_block(config, anatomy)
     layers = getattr(config, anatomy.layers_key)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from optimum_slim.data.texts import label_column, text_columns
 from optimum_slim.errors import DataError, ModelError
 from optimum_slim.model.checkpoint import read_json
-from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
+from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts, rank_correlation
 
 # What sentence-transformers writes, now under `pooling_mode`, before as one switch for each.
 _POOLINGS = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max"}
@@ -72,7 +71,7 @@ class FeatureExtraction(Task):
         figures = {"cosine": float((vectors * reference).sum(-1).mean())}
         if "labels" in examples[0]:
             scores = [example["labels"] for example in examples[::2]]
-            figures["spearman"] = float(spearmanr((vectors[::2] * vectors[1::2]).sum(-1), scores).statistic)
+            figures["spearman"] = rank_correlation((vectors[::2] * vectors[1::2]).sum(-1), scores)
         return figures
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from datasets import Dataset
+from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -102,6 +104,13 @@ def list_of_texts(rows: Dataset | Mapping[str, Any], column: str, before: int = 
     if wrong is not None:
         raise DataError(f"data.text: row {before + wrong + 1}, column {column} is {values[wrong]!r}, not a text")
     return values
+
+
+def rank_correlation(found: Sequence[float] | np.ndarray, truth: Sequence[float] | np.ndarray) -> float:
+    """Spearman's correlation; 0 where all values of one side are equal and nothing can be ranked."""
+    if len(set(found)) < 2 or len(set(truth)) < 2:
+        return 0.0
+    return float(spearmanr(found, truth).statistic)
 
 
 def loss_of_quality(task: Task, before: Metrics, after: Metrics) -> float:

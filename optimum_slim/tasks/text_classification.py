@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 from torch import Tensor
 
 from optimum_slim.errors import DataError
-from optimum_slim.tasks.task import Example, Metrics, Task
+from optimum_slim.tasks.task import Example, Metrics, Task, rank_correlation
 
 
 class TextClassification(Task):
@@ -61,4 +60,4 @@ class TextClassification(Task):
             return {"f1_micro": float(f1_score(labels, found, average="micro", zero_division=0.0))}
         if set(labels) == {0.0, 1.0}:
             return {"rank_quality": float(average_precision_score(labels, found))}
-        return {"rank_quality": float(np.nan_to_num(spearmanr(labels, found).statistic))}
+        return {"rank_quality": rank_correlation(found, labels)}

@@ -106,6 +106,11 @@ def test_pairs_are_judged_by_how_their_cosines_rank(tmp_path):
     assert found == {"cosine": pytest.approx(1.0), "spearman": pytest.approx(1 - 6 * 2 / (4 * 15))}
 
 
+def test_equal_scores_rank_nothing(tmp_path):
+    vectors = [np.array([1.0, 0.0]), np.array([0.6, 0.8]), np.array([0.0, 1.0]), np.array([0.0, 1.0])]
+    assert task(tmp_path).metrics(vectors, [{"labels": 1.0}] * 4, vectors)["spearman"] == 0.0
+
+
 def test_a_pair_is_two_texts_and_a_limit_counts_pairs(tmp_path):
     rows = Dataset.from_list(rows_for("feature-extraction", 6))
     examples = task(tmp_path).examples(rows, limit=2)
