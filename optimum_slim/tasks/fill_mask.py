@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from torch import Tensor
 
-from optimum_slim.tasks.task import Example, Metrics, Task
-from optimum_slim.tasks.token_classification import IGNORED, pad_labels
+from optimum_slim.tasks.task import IGNORED, Example, Metrics, Task
 
 MASKED = 0.15  # share of tokens that are hidden, as in BERT (arXiv:1810.04805, section 3.1)
 
@@ -19,6 +18,7 @@ class FillMask(Task):
     name = "fill-mask"
     architectures = ("ForMaskedLM",)
     ort_class = "ORTModelForMaskedLM"
+    labels_tokens = True
     metric = "masked_accuracy"
 
     def examples(self, rows: Dataset, limit: int | None = None, labelled: bool = True) -> list[Example]:
@@ -35,14 +35,6 @@ class FillMask(Task):
             ids[hidden] = self.tokenizer.mask_token_id
             example.update(input_ids=ids.tolist(), labels=labels.tolist())
         return examples
-
-    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        batch = super().collate([{k: v for k, v in example.items() if k != "labels"} for example in examples])
-        if "labels" in examples[0]:
-            batch["labels"] = pad_labels(
-                [example["labels"] for example in examples], batch["input_ids"].shape[1], self.tokenizer.padding_side
-            )
-        return batch
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         right = outputs.logits.argmax(-1).cpu() == batch["labels"].cpu()

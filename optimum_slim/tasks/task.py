@@ -21,6 +21,8 @@ from optimum_slim.errors import DataError
 Example = dict[str, Any]  # tokenized inputs of one text or block, as lists, and `labels` where there are any
 Metrics = dict[str, float]
 
+IGNORED = -100  # the label of a token that losses and metrics pass over: special ones, all but a word's first, padding
+
 
 @dataclass(frozen=True)
 class Task:
@@ -30,6 +32,7 @@ class Task:
     architectures: ClassVar[tuple[str, ...]]  # endings of the transformers classes that do this task
     ort_class: ClassVar[str]  # of optimum.onnxruntime
     needs_labels: ClassVar[bool] = False  # nothing can be judged without them
+    labels_tokens: ClassVar[bool] = False  # a label for each token, not for the whole text
     relative: ClassVar[bool] = False  # losses are told as a share of the original's figure, as for perplexity
 
     config: PretrainedConfig
@@ -67,8 +70,11 @@ class Task:
         """Pads examples to their longest: int64 [batch, tokens], and `labels` as a tensor."""
         inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
-        if "labels" in examples[0]:
-            batch["labels"] = torch.tensor([example["labels"] for example in examples])
+        labels = [example["labels"] for example in examples if "labels" in example]
+        if labels and self.labels_tokens:
+            batch["labels"] = pad_labels(labels, batch["input_ids"].shape[1], self.tokenizer.padding_side)
+        elif labels:
+            batch["labels"] = torch.tensor(labels)
         return batch
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:
@@ -104,6 +110,15 @@ def list_of_texts(rows: Dataset | Mapping[str, Any], column: str, before: int = 
     if wrong is not None:
         raise DataError(f"data.text: row {before + wrong + 1}, column {column} is {values[wrong]!r}, not a text")
     return values
+
+
+def pad_labels(labels: Sequence[Sequence[int]], length: int, side: str) -> Tensor:
+    """Labels of each token, filled up to `length` with `IGNORED` on the side where the tokenizer pads."""
+    padded = torch.full((len(labels), length), IGNORED)
+    for row, values in zip(padded, labels, strict=True):
+        part = slice(0, len(values)) if side == "right" else slice(length - len(values), length)
+        row[part] = torch.tensor(values)
+    return padded
 
 
 def rank_correlation(found: Sequence[float] | np.ndarray, truth: Sequence[float] | np.ndarray) -> float:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from datasets import Dataset
 from seqeval.metrics import f1_score
 from torch import Tensor
 
 from optimum_slim.data.texts import label_column, one_text_column
 from optimum_slim.errors import DataError
-from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
-
-IGNORED = -100  # the label that losses and metrics pass over: special tokens, and all but a word's first token
+from optimum_slim.tasks.task import IGNORED, Example, Metrics, Task, list_of_texts
 
 
 class TokenClassification(Task):
@@ -22,6 +19,7 @@ class TokenClassification(Task):
     architectures = ("ForTokenClassification",)
     ort_class = "ORTModelForTokenClassification"
     needs_labels = True
+    labels_tokens = True
     metric = "f1"
 
     def examples(self, rows: Dataset, limit: int | None = None, labelled: bool = True) -> list[Example]:
@@ -52,14 +50,6 @@ class TokenClassification(Task):
                 ]
         return examples
 
-    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        batch = super().collate([{k: v for k, v in example.items() if k != "labels"} for example in examples])
-        if "labels" in examples[0]:
-            batch["labels"] = pad_labels(
-                [example["labels"] for example in examples], batch["input_ids"].shape[1], self.tokenizer.padding_side
-            )
-        return batch
-
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         found = outputs.logits.argmax(-1).cpu()
         return [row[mask].tolist() for row, mask in zip(found, batch["attention_mask"].bool().cpu(), strict=True)]
@@ -73,12 +63,3 @@ class TokenClassification(Task):
             truth.append([names[a] for a, _ in pairs])
             guess.append([names[b] for _, b in pairs])
         return {"f1": float(f1_score(truth, guess, zero_division=0))}
-
-
-def pad_labels(labels: Sequence[Sequence[int]], length: int, side: str) -> Tensor:
-    """Labels of each token, filled up to `length` with `IGNORED` on the side where the tokenizer pads."""
-    padded = torch.full((len(labels), length), IGNORED)
-    for row, values in zip(padded, labels, strict=True):
-        part = slice(0, len(values)) if side == "right" else slice(length - len(values), length)
-        row[part] = torch.tensor(values)
-    return padded

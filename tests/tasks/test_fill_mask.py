@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from optimum_slim.data.texts import Data
 from optimum_slim.tasks.fill_mask import FillMask
-from optimum_slim.tasks.token_classification import IGNORED
+from optimum_slim.tasks.task import IGNORED
 from tests.tiny import SPECIAL, rows_for, tiny_config, tiny_tokenizer
 
 MASK = SPECIAL.index("<mask>")

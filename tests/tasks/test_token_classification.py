@@ -11,7 +11,8 @@ from datasets import Dataset
 from optimum_slim.data.texts import Data
 from optimum_slim.errors import DataError
 from optimum_slim.tasks.evaluate import Evaluation
-from optimum_slim.tasks.token_classification import IGNORED, TokenClassification, pad_labels
+from optimum_slim.tasks.task import IGNORED, pad_labels
+from optimum_slim.tasks.token_classification import TokenClassification
 from tests.tiny import tiny_config, tiny_tokenizer
 
 NAMES = ("O", "B-PER", "I-PER")
