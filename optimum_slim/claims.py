@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
 
 from optimum_slim.data.texts import load_texts
-from optimum_slim.deploy.benchmark import Target, benchmark, feeds, speedup
-from optimum_slim.deploy.export import export, onnx_bytes
-from optimum_slim.deploy.machine import environment, session_options
+from optimum_slim.deploy.benchmark import Target, benchmark, feeds, open_session, speedup
+from optimum_slim.deploy.export import export_folder, onnx_bytes
+from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.verify import difference, load_ort
 from optimum_slim.errors import ModelError, SlimError
 from optimum_slim.model.checkpoint import find_model, load_config, load_model, load_tokenizer
@@ -59,10 +59,14 @@ def check_claims(source: str, model: str | None = None, data: str | None = None)
     folder = find_model(source)
     report = read_report(folder)
     task = task_named(report.task, load_config(folder))
-    claims = [*_card_claims(folder, report), *_size_claims(folder, report), *_output_claims(folder, report, task)]
-    original = _original(report, model)
-    claims += _quality_claims(folder, report, task, original, data)
-    claims += _speed_claims(folder, report, task, original)
+    slim = load_model(folder)
+    claims = [*_card_claims(folder, report), *_size_claims(folder, report, slim)]
+    claims += _output_claims(folder, report, task, slim)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = _original(report, model)
+        original = None if found is None else export_folder(load_model(found), task, Path(scratch))
+        claims += _quality_claims(folder, report, task, original, data)
+        claims += _speed_claims(folder, report, task, original)
     return claims
 
 
@@ -105,36 +109,27 @@ def _card_claims(folder: Path, report: Report) -> Iterator[Claim]:
         yield Claim(f"card: {key}", told.get(key), known.get(key), told.get(key) == known.get(key))
 
 
-def _size_claims(folder: Path, report: Report) -> Iterator[Claim]:
+def _size_claims(folder: Path, report: Report, slim: PreTrainedModel) -> Iterator[Claim]:
     found, claimed = onnx_bytes(folder / "model.onnx"), report.final["file_bytes"]
     yield Claim("bytes of model.onnx", claimed, found, found == claimed)
-    found, claimed = parameters_of(load_model(folder)), report.final["parameters"]
+    found, claimed = parameters_of(slim), report.final["parameters"]
     yield Claim("parameters", claimed, found, found == claimed)
 
 
-def _output_claims(folder: Path, report: Report, task: type[Task]) -> Iterator[Claim]:
+def _output_claims(folder: Path, report: Report, task: type[Task], slim: PreTrainedModel) -> Iterator[Claim]:
     """The ONNX file computes what the torch model computes, as closely as it did when it was made."""
-    session = onnxruntime.InferenceSession(str(_readable(folder)), session_options(1))
+    session = open_session(folder / "model.onnx")
     outputs = session.run(None, feeds(session, "prefill", 1, 8))
     finite = all(np.isfinite(output).all() for output in outputs)
     yield Claim("outputs are finite", True, finite, finite)
     claimed = report.verify.get("deployed_vs_fp32", {}).get("cosine")
-    found = difference(load_model(folder), load_ort(folder, task))["cosine"]
+    found = difference(slim, load_ort(folder, task))["cosine"]
     holds = claimed is not None and found >= claimed - COSINE
     yield Claim("cosine of ONNX Runtime to torch", claimed, found, holds)
 
 
-def _readable(folder: Path) -> Path:
-    path = folder / "model.onnx"
-    try:
-        onnxruntime.InferenceSession(str(path), session_options(1))
-    except Exception as error:  # onnxruntime raises classes of its C++ module
-        raise ModelError(f"{path} does not load in ONNX Runtime: {error}") from error
-    return path
-
-
 def _original(report: Report, given: str | None) -> Path | None:
-    """The original's folder, where it is found and is the one that the report names."""
+    """The original's own folder, where it is found and is the one that the report names."""
     name = given or report.recipe.get("model")
     try:
         folder = find_model(str(name))
@@ -173,9 +168,7 @@ def _quality_claims(
     bound = task(load_config(folder), load_tokenizer(folder), replace(settings, source=source), folder)
     evaluation = Evaluation.of(bound, texts.evaluation(settings.evaluation))
     if original is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            reference = load_ort(_exported(original, task, Path(scratch)), task)
-            evaluation = replace(evaluation, original=evaluation.outcomes(reference))
+        evaluation = replace(evaluation, original=evaluation.outcomes(load_ort(original, task)))
     found = evaluation.quality(load_ort(folder, task))
     compared = () if original is not None else ("cosine", "next_token_agreement")
     for name, value in claimed.items():
@@ -193,19 +186,9 @@ def _speed_claims(folder: Path, report: Report, task: type[Task], original: Path
         yield Claim("speedup over fp32", claimed, None, None, "the original is not here; name it with --model")
         return
     target = Target([point["tokens"]], [point["batch"]], [point["threads"]])
-    with tempfile.TemporaryDirectory() as scratch:
-        fp32 = _exported(original, task, Path(scratch)) / "model.onnx"
-        files = {"original": fp32, "final": folder / "model.onnx"}
-        rows = benchmark(files, target, decoder=task.name == "text-generation")
+    files = {"original": original / "model.onnx", "final": folder / "model.onnx"}
+    rows = benchmark(files, target, decoder=task.name == "text-generation")
     found = speedup(rows["original"][0]["rounds"], rows["final"][0]["rounds"])["median"]
     same = environment()["cpu_flags"] == report.environment.get("cpu_flags")
     note = "" if same else "measured on another kind of CPU, so not judged"
     yield Claim("speedup over fp32", claimed, found, found >= claimed * (1 - SPEED) if same else None, note)
-
-
-def _exported(original: Path, task: type[Task], scratch: Path) -> Path:
-    if not (scratch / "model.onnx").exists():
-        model = load_model(original)
-        model.config.save_pretrained(scratch)
-        export(model, task, scratch / "model.onnx")
-    return scratch

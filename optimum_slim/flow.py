@@ -17,7 +17,7 @@ from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
 from optimum_slim.deploy.choose import choose_precision
-from optimum_slim.deploy.export import export, onnx_bytes
+from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
@@ -126,9 +126,7 @@ class Original:
         folder = self.work.kept("original")
         if not (folder / "done").exists():
             self.say("exporting the original model")
-            model = load_model(self.plan.folder)
-            model.config.save_pretrained(folder)
-            export(model, type(self.plan.task), folder / "model.onnx")
+            export_folder(load_model(self.plan.folder), type(self.plan.task), folder)
             (folder / "done").touch()
         return folder
 
@@ -190,9 +188,7 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     """Exports, chooses the precision, proves and measures; returns the finished folder."""
     task, recipe = plan.task, plan.recipe
     say("exporting the slim model")
-    fp32 = work.scratch("fp32")
-    model.config.save_pretrained(fp32)
-    export(model, type(task), fp32 / "model.onnx")
+    fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
     chosen = choose_precision(fp32, work.kept("precision"), recipe.deploy, plan.validation, plan.causal)
 
@@ -238,11 +234,11 @@ def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Pat
             **latency_row(times[name]),
             "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
         }
-    points = zip(times["original"], times["baseline_int8"], times["final"], strict=True)
-    pairs = [(final, speedup(a["rounds"], final["rounds"]), speedup(b["rounds"], final["rounds"]))
-             for a, b, final in points]  # fmt: skip
-    for row, (_, fp32, int8) in zip(rows["final"]["latency"], pairs, strict=True):
-        row["speedup"] = {"vs_fp32": fp32, "vs_optimum_int8": int8}
+    for row, fp32, int8, ours in zip(rows["final"]["latency"], *times.values(), strict=True):
+        row["speedup"] = {
+            "vs_fp32": speedup(fp32["rounds"], ours["rounds"]),
+            "vs_optimum_int8": speedup(int8["rounds"], ours["rounds"]),
+        }
     rows["final"]["speedup"] = rows["final"]["latency"][0]["speedup"]
     return rows["original"], rows["baseline_int8"], rows["final"]
 

@@ -21,6 +21,7 @@ from optimum_slim.model.checkpoint import empty_model, find_model, load_config, 
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.surgery import reshape
 from optimum_slim.recipe import Recipe
+from optimum_slim.report.report import parameters_of
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Task
@@ -103,10 +104,10 @@ def planned(recipe: Recipe) -> Plan:
         if texts.train is not None and trains and task.needs_labels:
             _tried(mistakes, lambda: task.examples(texts.train))
     mistakes += _missing_texts(recipe, texts) + _too_long(recipe, config)
-    if teacher is not None and recipe.teacher is not None:
-        mistakes += _tried(mistakes, lambda: _unlike(load_config(teacher), config)) or []
-    model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
     taught_by = _tried(mistakes, lambda: load_config(teacher)) if teacher is not None else None
+    if taught_by is not None and recipe.teacher is not None:
+        mistakes += _tried(mistakes, lambda: _unlike(taught_by, config)) or []
+    model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
     steps = _walk(recipe, model, taught_by or config, mistakes) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
@@ -147,7 +148,7 @@ def fingerprint(folder: Path) -> str:
 def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mistakes: list[str]) -> list[PlannedStep]:
     """Takes an empty model through the steps; the first entry stands for the original."""
     precision = recipe.deploy.precision if recipe.deploy.precision != "auto" else "int8-dynamic"
-    original = sum(parameter.numel() for parameter in model.parameters())
+    original = parameters_of(model)
     first = PlannedStep(Technique(), "original", (), shape_of(model), original, predicted_bytes(model, "fp32"), 0)
     walked = [first]
     for index, technique in enumerate(recipe.steps):
@@ -164,7 +165,7 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
             refusals = ["it removes nothing from this model: what stays is rounded up to all there is"]
         mistakes += [f"steps.{index}.{name}: {refusal}" for refusal in refusals]
         reshape(model, after)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        parameters = parameters_of(model)
         memory = BASE_BYTES + 4 * walked[-1].parameters
         memory += 4 * original if "teacher" in technique.asks() else 0
         memory += 12 * parameters if "training_data" in technique.asks() else 0  # gradients and AdamW's two moments

@@ -87,17 +87,25 @@ def speedup(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     return {"median": round(float(np.median(ratios)), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
 
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session of an ONNX file on one thread.
+
+    Raises:
+        ModelError: ONNX Runtime does not load it.
+    """
+    try:
+        return onnxruntime.InferenceSession(str(path), session_options(1))
+    except Exception as error:  # onnxruntime raises classes of its C++ module
+        raise ModelError(f"{path} does not load in ONNX Runtime: {error}") from error
+
+
 def has_cache(path: Path) -> bool:
     """Whether an ONNX file is a decoder with key/value cache.
 
     Raises:
         ModelError: ONNX Runtime does not load it.
     """
-    try:
-        session = onnxruntime.InferenceSession(str(path), session_options(1))
-    except Exception as error:  # onnxruntime raises classes of its C++ module
-        raise ModelError(f"{path} does not load in ONNX Runtime: {error}") from error
-    return any(value.name.startswith("past_key_values") for value in session.get_inputs())
+    return any(value.name.startswith("past_key_values") for value in open_session(path).get_inputs())
 
 
 def feeds(session: onnxruntime.InferenceSession, phase: str, batch: int, tokens: int) -> dict[str, np.ndarray]:

@@ -53,6 +53,17 @@ def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
     save_onnx(graph, path)
 
 
+def export_folder(model: PreTrainedModel, task: type[Task], folder: Path) -> Path:
+    """Writes model.onnx and config.json into `folder`, which an ORTModel then loads; returns the folder.
+
+    Raises:
+        ModelError: as `export`.
+    """
+    model.config.save_pretrained(folder)
+    export(model, task, folder / "model.onnx")
+    return folder
+
+
 def save_onnx(graph: onnx.ModelProto, path: Path) -> None:
     """Writes an ONNX file; over 2 GB its weights go into `<path>_data` beside it."""
     data = path.with_name(f"{path.name}_data")
