@@ -25,6 +25,7 @@ from optimum_slim.planning import fingerprint
 from optimum_slim.recipe import read_recipe
 from optimum_slim.report.card import write_card
 from optimum_slim.report.report import Report, parameters_of
+from optimum_slim.sources import local_path
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Task
@@ -130,9 +131,11 @@ def _output_claims(folder: Path, report: Report, task: type[Task], slim: PreTrai
 
 def _original(report: Report, given: str | None) -> Path | None:
     """The original's own folder, where it is found and is the one that the report names."""
-    name = given or report.recipe.get("model")
+    name = str(given or report.recipe.get("model"))
+    if given is None and report.model.get("revision") is None and local_path(name, "model") is None:
+        return None
     try:
-        folder = find_model(str(name))
+        folder = find_model(name)
     except SlimError:
         if given is not None:
             raise
@@ -155,12 +158,15 @@ def _quality_claims(
         for name, value in claimed.items():
             yield Claim(name, value, None, None, why)
 
+    if given is None and (source is None or (report.data.get("local") and local_path(source, "data") is None)):
+        yield from unchecked("the texts are not here; name them with --data")
+        return
     try:
         texts = load_texts(replace(settings, source=source), report.recipe["seed"])
     except SlimError as error:
         if given is not None:
             raise
-        yield from unchecked(f"the texts are not here ({error}); name them with --data")
+        yield from unchecked(str(error))
         return
     if texts.fingerprint != report.data.get("sha256"):
         yield from unchecked("the texts are not those that were measured")

@@ -21,12 +21,13 @@ from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
-from optimum_slim.model.checkpoint import carry_files, load_model, save_model
+from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.recipe import Recipe
 from optimum_slim.report.card import write_card
 from optimum_slim.report.html import write_html
 from optimum_slim.report.report import Report, Row, latency_row, parameters_of, peak_rss_bytes, zeros_of
+from optimum_slim.sources import local_path, told_name
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
 from optimum_slim.training.trainer import TrainingData
@@ -200,11 +201,10 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     say("verifying")
     report.verify = verify(model, fp32, folder, type(task))
     say("measuring quality and speed")
-    report.model = _name(plan.folder)
-    if plan.texts is not None:
-        report.data = {"name": Path(str(recipe.data.source)).name, "sha256": plan.texts.fingerprint}
     report.task = task.name
     report.recipe = _completed(plan, chosen.name)
+    report.model = _model_row(plan)
+    report.data = _data_row(plan)
     report.environment = environment() | {"threads_of_training": recipe.threads}
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
     path = folder / "model.onnx"
@@ -243,9 +243,25 @@ def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Pat
     return rows["original"], rows["baseline_int8"], rows["final"]
 
 
-def _name(folder: Path) -> Row:
-    """A local model is known by its folder's name and its content, not by where it lies."""
-    return {"name": folder.resolve().name, "sha256": fingerprint(folder)}
+def _model_row(plan: Plan) -> Row:
+    """Which model it was; a snapshot of the Hub lies in a folder that is named by its commit."""
+    source = str(plan.recipe.model)
+    local = local_path(source, "model") is not None
+    return {
+        "name": told_name(source) if local else source.partition("@")[0],
+        "revision": None if local else plan.folder.name,
+        "sha256": fingerprint(plan.folder),
+        "license": license_of(plan.folder),
+    }
+
+
+def _data_row(plan: Plan) -> Row:
+    """Which texts they were, if any."""
+    if plan.texts is None:
+        return {}
+    source = str(plan.recipe.data.source)
+    local = local_path(source, "data") is not None
+    return {"name": told_name(source), "local": local, "sha256": plan.texts.fingerprint}
 
 
 def _completed(plan: Plan, precision: str) -> Row:
@@ -253,8 +269,7 @@ def _completed(plan: Plan, precision: str) -> Row:
     recipe = replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided={"precision": precision}))
     content = recipe.complete()
     for place, key in ((content, "model"), (content, "teacher"), (content["data"], "source")):
-        if place[key] is not None and (path := Path(place[key]).expanduser()).exists():
-            place[key] = path.resolve().name
+        place[key] = place[key] and told_name(place[key])
     return content
 
 

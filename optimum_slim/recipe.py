@@ -32,7 +32,7 @@ class Recipe:
     """A way of slimming, for one model or for any."""
 
     slim: Literal[1] = 1  # schema version
-    model: str | None = None  # folder, or Hub id (org/name or org/name@revision); or given with --model
+    model: str | None = None  # folder, Hub id (org/name@revision) or demo; ./demo is a folder so called
     teacher: str | None = None  # folder or Hub id; default: the original model
     task: TaskName = "auto"  # auto: from the model's architecture
     data: Data = field(default_factory=Data)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,9 @@ from optimum_slim.errors import OutputError
 from optimum_slim.model.checkpoint import save_model
 from optimum_slim.planning import Plan, fingerprint
 from optimum_slim.report.report import Report
+from optimum_slim.sources import local_path
+
+NOTHING_DONE = {"lock", "run.json", "run.unfinished"}
 
 
 class Workspace:
@@ -32,10 +37,8 @@ class Workspace:
         self.folder = output.with_name(f"{output.name}.partial")
         self.identity = _identity(plan)
         self._lock = FileLock(f"{self.folder}/lock")
-        if output.exists() and not overwrite:
-            raise OutputError(f"the output {output} exists; choose another, or pass --overwrite to replace it")
-        if output.exists() and not output.is_dir():
-            raise OutputError(f"the output {output} is a file; a folder is written")
+        self.disk_bytes = plan.disk_bytes
+        _refuse_what_exists(output, overwrite)
 
     def __enter__(self) -> Workspace:
         try:
@@ -47,13 +50,21 @@ class Workspace:
             raise OutputError(f"the output {self.output} cannot be written: {error}") from error
         try:
             self._take_up()
-        except BaseException:
-            self._lock.release()
+            self._ask_for_space()
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._lock.release()
+        if error is not None and self._is_fresh():
+            shutil.rmtree(self.folder)
+        if error is not None and is_full_disk(error):
+            raise OutputError(
+                f"the disk of {self.folder.resolve()} is full; make room, and the same command goes on from the last "
+                "finished step"
+            ) from error
 
     def done(self) -> tuple[int, Path] | None:
         """How many steps are finished, and the checkpoint after them; none at the start."""
@@ -92,16 +103,29 @@ class Workspace:
         folder.rename(self.output)
         shutil.rmtree(self.folder)
 
+    def _is_fresh(self) -> bool:
+        """Whether no work would be lost."""
+        return {path.name for path in self.folder.glob("*")} <= NOTHING_DONE
+
+    def _ask_for_space(self) -> None:
+        there = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        free, wanted = shutil.disk_usage(self.folder).free, self.disk_bytes - there
+        if free < wanted:
+            raise OutputError(
+                f"the run needs about {wanted / 1e6:,.0f} MB on the disk of {self.folder.resolve()}, and only "
+                f"{free / 1e6:,.0f} MB are free; make room, or choose an output on another disk"
+            )
+
     def _take_up(self) -> None:
         record = self.folder / "run.json"
         if self.restart:
             for path in self.folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if record.exists():
+        if not self._is_fresh():
             try:
                 before = json.loads(record.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise OutputError(f"{record} is damaged; pass --restart to begin anew") from error
             changed = [key for key, value in self.identity.items() if before.get(key) != value]
             if changed:
@@ -114,11 +138,33 @@ class Workspace:
         unfinished.replace(record)
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Whether it comes from a full disk; libraries in Rust and C++ tell that in words only."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if getattr(chain, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
+
+
+def _refuse_what_exists(output: Path, overwrite: bool) -> None:
+    """`--overwrite` replaces what an earlier run wrote, and nothing else."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise OutputError(f"the output {output} is a file; a folder is written")
+    if not overwrite:
+        raise OutputError(f"the output {output} exists; choose another, or pass --overwrite to replace it")
+    if any(output.iterdir()) and not (output / "slim_report.json").is_file():
+        raise OutputError(f"the output {output} holds files that no run wrote; choose another, or remove it yourself")
+
+
 def _refuse_to_replace(output: Path, plan: Plan) -> None:
     """What a run reads, or stands in, is never replaced by what it writes, whatever the options."""
     sources = [plan.folder, plan.teacher_folder, Path.cwd()]
-    if plan.recipe.data.source is not None and (source := Path(plan.recipe.data.source).expanduser()).exists():
-        sources.append(source)
+    if plan.recipe.data.source is not None and (texts := local_path(plan.recipe.data.source, "data")) is not None:
+        sources.append(texts)
     for source in sources:
         if source.resolve().is_relative_to(output):
             raise OutputError(f"the output {output} would replace {source}; choose another")

@@ -22,6 +22,7 @@ class FakeHub(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: dict[str, dict[str, bytes]]
     blobs: dict[str, bytes]
+    breaks_off: int | None = None  # a file's content ends after so many bytes, as when the network is gone
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -54,7 +55,8 @@ class FakeHub(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(raw)
+            self.wfile.write(raw[: self.breaks_off])
+            self.close_connection = self.breaks_off is not None
 
     def create(self, body: bytes) -> None:
         asked = json.loads(body)
@@ -111,6 +113,9 @@ class FakeHub(BaseHTTPRequestHandler):
     def whoami(self, body: bytes) -> None:
         self.answer({"name": "tester", "type": "user", "orgs": [], "auth": {"type": "access_token"}})
 
+    def validate(self, body: bytes) -> None:
+        self.answer({"errors": [], "warnings": []})
+
     @property
     def root(self) -> str:
         return f"http://{self.headers['Host']}"
@@ -120,6 +125,7 @@ _NAME = r"([^/]+/[^/]+)"
 ROUTES: list[tuple[str, Callable[..., None]]] = [
     (r"/api/whoami-v2", FakeHub.whoami),
     (r"/api/repos/create", FakeHub.create),
+    (r"/api/validate-yaml", FakeHub.validate),
     (rf"/api/models/{_NAME}/preupload/.+", FakeHub.preupload),
     (rf"/{_NAME}\.git/info/lfs/objects/batch", FakeHub.batch),
     (r"/_blob/(\w+)", FakeHub.put_blob),

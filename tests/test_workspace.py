@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +47,13 @@ def checkpoint(recipe):
         work.checkpoint(model, plan.tokenizer, Report(steps=[{"technique": step.name} for step in plan.steps[:count]]))
 
     return after
+
+
+def test_a_folder_that_no_run_wrote_is_never_replaced(workspace, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").touch()
+    with pytest.raises(OutputError, match="files that no run wrote"):
+        workspace(overwrite=True)
 
 
 def test_an_existing_output_is_refused_unless_it_may_be_replaced(workspace, tmp_path):
@@ -152,9 +161,9 @@ def test_a_different_run_is_refused_by_the_name_of_what_differs(workspace, check
     assert (tmp_path / "out.partial" / "step-01").exists()
 
 
-def test_other_versions_make_a_different_run(workspace, tmp_path):
-    with workspace():
-        pass
+def test_other_versions_make_a_different_run(workspace, checkpoint, tmp_path):
+    with workspace() as work:
+        checkpoint(work, 1)
     record = tmp_path / "out.partial" / "run.json"
     before = json.loads(record.read_text())
     before["versions"]["torch"] = "1.0"
@@ -163,12 +172,35 @@ def test_other_versions_make_a_different_run(workspace, tmp_path):
         pass
 
 
-def test_a_damaged_record_of_the_run_is_refused_with_what_to_do(workspace, tmp_path):
-    with workspace():
-        pass
+def test_a_damaged_record_of_the_run_is_refused_with_what_to_do(workspace, checkpoint, tmp_path):
+    with workspace() as work:
+        checkpoint(work, 1)
     (tmp_path / "out.partial" / "run.json").write_text("{")
     with pytest.raises(OutputError, match="--restart"), workspace():
         pass
+
+
+def test_a_run_that_failed_before_any_work_leaves_nothing_behind(workspace, tmp_path):
+    with contextlib.suppress(InterruptedError), workspace():
+        raise InterruptedError
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_full_disk_is_told_before_the_work(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    with pytest.raises(OutputError, match=r"needs about \d+ MB on the disk of .*, and only 1 MB are free"), workspace():
+        pass
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_disk_that_fills_up_during_the_work_is_told_with_what_to_do(workspace, checkpoint):
+    with workspace() as work:
+        checkpoint(work, 1)
+    with pytest.raises(OutputError, match="is full; make room, and the same command goes on"), workspace():
+        Path("/dev/full").write_text("weights")
+    with workspace() as work:
+        assert work.done()[0] == 1
 
 
 def test_restart_forgets_what_was_done(workspace, checkpoint, recipe):
@@ -183,10 +215,10 @@ def test_restart_forgets_what_was_done(workspace, checkpoint, recipe):
 
 def test_the_finished_folder_takes_the_outputs_place(workspace, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
+    (tmp_path / "out" / "slim_report.json").touch()
     with workspace(overwrite=True) as work:
         (work.scratch("final") / "new").touch()
-        assert (tmp_path / "out" / "old").exists()
+        assert (tmp_path / "out" / "slim_report.json").exists()
         work.finish(tmp_path / "out.partial" / "final")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
     assert not (tmp_path / "out.partial").exists()
@@ -194,10 +226,10 @@ def test_the_finished_folder_takes_the_outputs_place(workspace, tmp_path):
 
 def test_a_failing_run_leaves_the_output_as_it_was(workspace, checkpoint, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
+    (tmp_path / "out" / "slim_report.json").touch()
     with contextlib.suppress(InterruptedError), workspace(overwrite=True) as work:
         checkpoint(work, 1)
         raise InterruptedError
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["slim_report.json"]
     with workspace(overwrite=True) as work:
         assert work.done()[0] == 1

@@ -18,6 +18,8 @@ class RunCommand(Verb):
   optimum-cli slim run my.yaml --set steps.0.ratio=0.5 --set deploy.precision=fp32 -o out
 """
 
+    STOPPED = "stopped; the same command goes on from where it was: from the last finished step, or within training"
+
     @classmethod
     def arguments(cls, parser: ArgumentParser) -> None:
         add_recipe_arguments(parser)
@@ -29,12 +31,17 @@ class RunCommand(Verb):
         from optimum_slim.flow import slim
 
         recipe, arguments = self.recipe(), self.args
-        report = slim(recipe, arguments.output, overwrite=arguments.overwrite, restart=arguments.restart, say=_say)
+        say = _nothing if arguments.quiet else _say
+        report = slim(recipe, arguments.output, overwrite=arguments.overwrite, restart=arguments.restart, say=say)
         print("\n".join(summary(arguments.output, report)))
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def summary(output: str, report: Report) -> list[str]:

@@ -21,11 +21,13 @@ class Verb(BaseOptimumCLICommand):
     """Runs `work()`; what the user did wrong becomes one message and an exit code, without a traceback."""
 
     EXAMPLES = ""
+    STOPPED = "stopped"  # told when the user presses Ctrl-C
 
     @classmethod
     def parse_args(cls, parser: ArgumentParser) -> None:
         parser.formatter_class = RawDescriptionHelpFormatter
         parser.epilog = cls.EXAMPLES
+        parser.add_argument("--quiet", action="store_true", help="no progress: results and errors only")
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error, and all warnings")
         cls.arguments(parser)
 
@@ -36,7 +38,12 @@ class Verb(BaseOptimumCLICommand):
     def run(self) -> None:
         if not self.args.debug:
             _quiet_libraries()
+        if self.args.quiet:
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         from optimum_slim.errors import SlimError
+        from optimum_slim.progress import silence
+
+        silence(self.args.quiet)
 
         try:
             self.work()
@@ -47,7 +54,7 @@ class Verb(BaseOptimumCLICommand):
                 print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from the last finished step", file=sys.stderr)
+            print(self.STOPPED, file=sys.stderr)
             sys.exit(130)
 
     def work(self) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from optimum_slim.model.anatomy import Block, anatomy_of, blocks_of
 from optimum_slim.model.shape import in_features
+from optimum_slim.progress import progress
 
 GRAM_BYTES = 2**30  # of second moments that are held at a time
 
@@ -113,5 +113,5 @@ def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
 
 def _on_device(model: PreTrainedModel, batches: Batches) -> Iterator[dict[str, Any]]:
     extra = {"use_cache": False} if anatomy_of(model).causal else {}
-    for batch in tqdm(batches, desc="calibrating", leave=False, disable=None):
+    for batch in progress(batches, "calibrating"):
         yield {key: value.to(model.device) for key, value in batch.items()} | extra

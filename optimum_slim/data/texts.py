@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from datasets.utils.logging import disable_progress_bar
 
 from optimum_slim.errors import DataError
+from optimum_slim.sources import local_path
 
 Evaluated = Literal["test", "validation", "validation+test"]
 
@@ -40,7 +42,7 @@ _LOADERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 class Data:
     """Which texts calibrate, train and judge the model."""
 
-    source: str | None = None  # Hub id, folder or file (jsonl, csv, parquet, txt; .gz)
+    source: str | None = None  # Hub id, folder, file (jsonl, csv, parquet, txt; .gz), or demo
     text: str | list[str] | None = None  # column, or pair of columns; default: the first of the usual names
     label: str | None = None  # column; default: label, labels or score
     sets: dict[str, str] = field(default_factory=dict)  # named evaluation files, {austen: "austen.*"}
@@ -91,8 +93,8 @@ def load_texts(data: Data, seed: int) -> Texts:
     disable_progress_bar()
     if data.source is None:
         raise DataError("data: no source is given; name a folder, file or Hub id under `data`, or with --data")
-    source = Path(data.source).expanduser()
-    if source.exists():
+    source = local_path(data.source, "data")
+    if source is not None:
         files = find_files(source)
         splits = {
             name: _load_splits([file for file in files if not pattern or fnmatch(file.name, pattern)], pattern)
@@ -187,6 +189,8 @@ def _load_files(files: list[Path]) -> Dataset:
     formats = {_LOADERS[_format(file)] for file in files}
     if len(formats) != 1:
         raise DataError(f"data: {', '.join(file.name for file in files)} are of different formats; keep one")
+    # What it would log is told by the error.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     try:
         return load_dataset(formats.pop(), data_files=[str(file) for file in files], split="train")
     except Exception as error:  # pyarrow, pandas and datasets each have errors of their own for a damaged file

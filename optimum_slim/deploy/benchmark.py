@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from tqdm.auto import tqdm
 
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.errors import ModelError
+from optimum_slim.progress import progress
 
 ROUNDS = 30
 RUNS_PER_ROUND = 3
@@ -143,7 +143,7 @@ def _interleaved(sessions: Mapping[str, Any], phase: str, batch: int, tokens: in
     for name, session in sessions.items():
         session.run(None, inputs[name])
     end = time.monotonic() + SECONDS
-    for done in tqdm(range(ROUNDS), desc=f"timing {phase} {batch}x{tokens}", leave=False, disable=None):
+    for done in progress(range(ROUNDS), f"timing {phase} {batch}x{tokens}"):
         if done >= FEWEST and time.monotonic() > end:
             break
         for name, session in sessions.items():

@@ -14,6 +14,7 @@ from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import Shape, shape_in
 from optimum_slim.model.surgery import reshape
+from optimum_slim.sources import local_path
 
 # What other libraries keep beside a model and need again, unchanged, to serve it.
 CARRIED = (
@@ -35,6 +36,7 @@ _DOWNLOADED = (
     "*.txt",
     "*.model",
     "*.jinja",
+    "README.md",
     "*_Pooling/*",
     "*_Normalize/*",
     "*_Dense/*",
@@ -42,17 +44,18 @@ _DOWNLOADED = (
 
 
 def find_model(source: str) -> Path:
-    """The folder of a model: a local one as it is, or a Hub id (`org/name` or `org/name@revision`), downloaded.
+    """The folder of a model: the demo's, a local one as it is, or a Hub id (`org/name` or `org/name@revision`),
+    downloaded.
 
     Raises:
         ModelError: neither a folder with a config.json nor a model that the Hub gives out.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = local_path(source, "model")
+    if folder is not None:
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model: the folder {source} holds no config.json; give the folder of a saved model")
+            raise ModelError(f"model: {source} is no folder with a config.json; give the folder of a saved model")
         return folder
-    if folder.is_absolute() or source.startswith(".") or source.count("/") > 1:
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise ModelError(f"model: there is no folder {source}")
     from huggingface_hub import snapshot_download
 
@@ -192,6 +195,17 @@ def carry_files(source: Path, folder: Path) -> None:
                 shutil.copytree(path, target, dirs_exist_ok=True)
             elif not target.exists():
                 shutil.copyfile(path, target)
+
+
+def license_of(folder: Path) -> str | None:
+    """The licence that a model's own card names; None where it names none."""
+    from huggingface_hub import ModelCard
+
+    try:
+        told = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict().get("license")
+    except Exception:  # no card, or one that PyYAML or huggingface_hub cannot read: the model is as good without
+        return None
+    return told if isinstance(told, str) else None
 
 
 def read_json(path: Path) -> dict:

@@ -43,6 +43,7 @@ def card_data(report: Report, library: str) -> ModelCardData:
     return ModelCardData(
         # The Hub knows quantized, finetune, adapter and merge; whatever else was done, 8 bits are what one downloads.
         base_model=base["id"],
+        license=report.model.get("license"),
         base_model_relation=base["id"] and ("finetune" if precision == "fp32" else "quantized"),
         library_name=library,
         pipeline_tag=report.task,

@@ -13,17 +13,9 @@ FILES = {"original": "original, fp32", "baseline_int8": "Optimum's int8", "final
 
 
 def base_model(report: Report) -> Row:
-    """The model as it was: {id, revision} on the Hub, null for a local folder, and {name, sha256}. A report tells a
-    local folder by its name alone."""
-    told, name = str(report.recipe["model"]), report.model["name"]
-    hub, _, revision = told.partition("@")
-    local = "/" not in told and told in (name, "demo")
-    return {
-        "id": None if local else hub,
-        "revision": None if local else revision or None,
-        "name": name if local else hub,
-        "sha256": report.model["sha256"],
-    }
+    """The model as it was: {id, revision} on the Hub, null for a local folder, and {name, sha256}."""
+    name, revision = report.model["name"], report.model.get("revision")
+    return {"id": name if revision else None, "revision": revision, "name": name, "sha256": report.model["sha256"]}
 
 
 def lower_is_better(report: Report, metric: str) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from optimum_slim.errors import DataError
+from optimum_slim.progress import progress
 from optimum_slim.tasks.task import Example, Metrics, Task
 
 Outcomes = Mapping[str, list[Any]]  # by set
@@ -59,7 +59,7 @@ def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, na
     """The task's outcomes for each example, in order. Batches are filled by length, so that little is padding."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
     found: list[Any] = [None] * len(examples)
-    for start in tqdm(range(0, len(order), batch_size), desc=f"evaluating {name}".strip(), leave=False, disable=None):
+    for start in progress(range(0, len(order), batch_size), f"evaluating {name}".strip()):
         chosen = order[start : start + batch_size]
         batch = task.collate([examples[i] for i in chosen])
         inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}

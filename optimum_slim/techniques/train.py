@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ class Train(Technique):
             save_total_limit=1,
             logging_strategy="no",
             report_to=[],
-            disable_tqdm=not sys.stderr.isatty(),
+            disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )

@@ -3,6 +3,7 @@ techniques added up."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from optimum_slim.progress import progress
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
 from optimum_slim.training.trained import Trained
 
 STATE_FILE = "trained_{index}.safetensors"
+SAVED_EVERY = 120  # seconds: no more training than that is lost when a run is killed
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class SlimTrainer(Trainer):
             args,
             data_collator=data.collate,
             train_dataset=list(data.examples),
-            callbacks=[_Schedule(trained)],
+            callbacks=[_Schedule(trained), _Saving(), _Progress()],
         )
-        self.remove_callback(PrinterCallback)  # without a terminal it would print dicts among our lines
+        self.remove_callback(PrinterCallback)  # it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
         self.lengths = [len(example["input_ids"]) for example in data.examples]
@@ -99,6 +102,33 @@ class _Schedule(TrainerCallback):
             tensors = {name: torch.as_tensor(value).contiguous() for name, value in one.state().items()}
             if tensors:
                 save_file(tensors, folder / STATE_FILE.format(index=index))
+
+
+class _Saving(TrainerCallback):
+    """Keeps a checkpoint every now and then. When is left to the clock: what comes out does not depend on it."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if time.monotonic() - self.last >= SAVED_EVERY:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.last = time.monotonic()
+
+
+class _Progress(TrainerCallback):
+    """Shows how far training is; an interrupted pass that goes on counts from where it stopped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.shown = progress(None, "training", total=state.max_steps, done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.shown.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.shown.close()
 
 
 def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> None:

@@ -1,21 +1,22 @@
 """The command line: examples in every help, one message for a mistake, exit codes, and no import that costs time."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from optimum.commands.base import RootOptimumCLICommand
 
 import optimum_slim
 from optimum_slim.commands.slim import SlimCommand
-from optimum_slim.commands.verb import Verb
 from optimum_slim.model.checkpoint import load_model
 from optimum_slim.planning import planned
 from optimum_slim.recipe import load_recipe, shipped_recipes
 from optimum_slim.techniques import technique_names
+from tests.commands.conftest import parsed
 from tests.test_flow import save_delicate
 from tests.tiny import save_rows, save_tiny
 
@@ -30,31 +31,6 @@ def cli(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess:
     done = subprocess.run([CLI, "slim", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == code, done.stderr
     return done
-
-
-def parsed(*arguments: str | Path) -> Verb:
-    """The verb that a command line asks for, with its arguments."""
-    root = RootOptimumCLICommand("optimum-cli")
-    SlimCommand(root.subparsers)
-    args = root.parser.parse_args(["slim", *map(str, arguments)])
-    return args.func(args)
-
-
-@pytest.fixture
-def here(capsys):
-    """As `cli`, in this process, which has imported everything already."""
-
-    def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess:
-        left = 0
-        try:
-            parsed(*arguments).run()
-        except SystemExit as end:
-            left = end.code
-        told = capsys.readouterr()
-        assert left == code, told.err
-        return subprocess.CompletedProcess(arguments, left, told.out, told.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +151,29 @@ def test_a_result_that_is_not_good_enough_has_exit_code_1(folder, tmp_path):
     assert done.stderr.startswith("error: deploy.max_quality_loss: on validation int8-dynamic loses")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(folder, tmp_path):
+    steps = "steps=[prune.layers: {keep: 2}, train: {max_steps: 1000000, labels: 1}]"
+    given = ["run", folder / "quick.yaml", "--model", folder / "model", "--data", folder / "texts", "--set", steps]
+    with subprocess.Popen([CLI, "slim", *given, "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (tmp_path / "out.partial" / "training-02").exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate()[1]
+    assert process.returncode == 130
+    assert "stopped; the same command goes on from where it was" in told
+    assert "Traceback" not in told
+    assert (tmp_path / "out.partial" / "step-01" / "model.safetensors").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_quiet_tells_the_result_alone(folder, tmp_path):
+    given = ["run", folder / "quick.yaml", "--model", folder / "model", "-o", tmp_path / "out"]
+    done = cli(*given, "--quiet")
+    assert done.stdout.startswith(f"{tmp_path / 'out'}: fp32")
+    assert "step 1" not in done.stdout
+    assert done.stderr == ""
 
 
 def test_an_argument_that_is_missing_has_exit_code_2():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from optimum_slim.deploy.export import export
-from optimum_slim.model.checkpoint import save_model
+from optimum_slim.deploy import benchmark
+from optimum_slim.flow import slim
+from optimum_slim.recipe import read_recipe
 from optimum_slim.report.report import Report
-from optimum_slim.tasks import task_named
-from tests.fake_hub import fake_hub
-from tests.tiny import tiny, tiny_tokenizer
+from tests.fake_hub import COMMIT, FakeHub, fake_hub
+from tests.tiny import save_rows, save_tiny
 
 LOAD = """
 from optimum.onnxruntime import ORTModelForSequenceClassification
@@ -22,14 +23,22 @@ print(ORTModelForSequenceClassification.from_pretrained("tester/slim-bert").conf
 """
 
 
-@pytest.fixture
-def finished(tmp_path) -> Path:
-    """What `slim run` leaves, as far as push looks at it."""
-    model = tiny("bert")
-    save_model(model, tmp_path / "out", tiny_tokenizer("bert"))
-    export(model, task_named("auto", model.config), tmp_path / "out" / "model.onnx")
-    Report().write(tmp_path / "out")
-    return tmp_path / "out"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The folder that a run wrote; its texts lie beside it."""
+    root = tmp_path_factory.mktemp("push")
+    save_tiny(root / "model", "bert")
+    save_rows(root / "texts", "text-classification")
+    content = {
+        "slim": 1,
+        "model": str(root / "model"),
+        "data": {"source": str(root / "texts"), "max_length": 16},
+        "deploy": {"precision": "int8-dynamic", "max_quality_loss": None, "target": {"tokens": [16]}},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "ROUNDS", 5)
+        slim(read_recipe(content), root / "out")
+    return root / "out"
 
 
 def on_the_hub(address: str, home: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -45,12 +54,38 @@ def test_a_pushed_folder_loads_by_its_hub_id(finished, tmp_path):
         assert repositories["tester/slim-bert"]["model.onnx"] == (finished / "model.onnx").read_bytes()
         loaded = on_the_hub(address, tmp_path, sys.executable, "-c", LOAD)
         assert loaded.stdout.strip() == "bert", loaded.stderr
+        texts = str(finished.parent / "texts")
+        checked = on_the_hub(address, tmp_path, "optimum-cli", "slim", "verify", "tester/slim-bert", "--data", texts)
+        assert checked.returncode == 0, checked.stderr
+        for line in ("holds       card: model-index", "holds       accuracy", "not checked speedup over fp32"):
+            assert line in checked.stdout
+
+
+def test_a_download_that_breaks_off_is_one_clear_message_and_can_be_repeated(finished, tmp_path):
+    out = str(tmp_path / "out")
+    command = ["optimum-cli", "slim", "run", "encoder-fast", "--model", "tester/bert", "-o", out]
+    options = ["--set", "steps=[]", "--set", "deploy.precision=fp32", "--set", "data.max_length=16"]
+    with fake_hub() as (address, repositories):
+        for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+            repositories.setdefault("tester/bert", {})[name] = (finished.parent / "model" / name).read_bytes()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FakeHub, "breaks_off", 10_000)
+            broken = on_the_hub(address, tmp_path, *command, *options)
+        assert broken.returncode == 2
+        assert "model: tester/bert is not a folder here, and the Hub did not give it out" in broken.stderr
+        assert "Traceback" not in broken.stderr
+        assert not list(tmp_path.glob("out*"))
+        again = on_the_hub(address, tmp_path, *command, *options)
+        assert again.returncode == 0, again.stderr
+    report = Report.read(tmp_path / "out")
+    assert (report.model["name"], report.model["revision"]) == ("tester/bert", COMMIT)
 
 
 def test_an_unfinished_folder_is_not_pushed(finished, tmp_path):
-    (finished / "slim_report.json").unlink()
+    folder = shutil.copytree(finished, tmp_path / "unfinished")
+    (folder / "slim_report.json").unlink()
     with fake_hub() as (address, repositories):
-        pushed = on_the_hub(address, tmp_path, "optimum-cli", "slim", "push", str(finished), "tester/slim-bert")
+        pushed = on_the_hub(address, tmp_path, "optimum-cli", "slim", "push", str(folder), "tester/slim-bert")
     assert pushed.returncode == 2
     assert "slim_report.json" in pushed.stderr
     assert "Traceback" not in pushed.stderr

@@ -54,8 +54,8 @@ def _report(tiny_folder):
     step = {"settings": {"ratio": 0.27, "keep": None}, "parameters": parameters, "zeros": 0, "seconds": 12.7}
     step |= {"predicted_bytes": 141_591, "peak_rss_bytes": 876_500_000, "quality_torch": {"accuracy": 0.8653}}
     return Report(
-        model={"name": "texts-by-author", "sha256": "c0ffee" * 10 + "abcd"},
-        data={"name": "letters", "sha256": "beef" * 16},
+        model={"name": "texts-by-author", "revision": None, "sha256": "c0ffee" * 10 + "abcd", "license": None},
+        data={"name": "letters", "local": True, "sha256": "beef" * 16},
         task="text-classification",
         recipe=RECIPE,
         steps=[{"technique": "prune.ffn", **step}],

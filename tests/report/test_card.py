@@ -59,7 +59,8 @@ def test_a_local_model_is_named_by_its_folder_and_content_and_not_as_a_hub_model
 
 @pytest.mark.parametrize(("precision", "relation"), [("int8-dynamic", "quantized"), ("fp32", "finetune")])
 def test_a_hub_model_is_the_base_model(report, written, precision, relation):
-    report.recipe["model"], report.model["name"] = "someone/writers@v2", "0123abcd"
+    report.recipe["model"] = "someone/writers@v2"
+    report.model |= {"name": "someone/writers", "revision": "0123abcd", "license": "mit"}
     report.recipe["data"]["source"] = "someone/letters"
     report.final["precision"] = precision
     data = written(report).data
@@ -68,6 +69,7 @@ def test_a_hub_model_is_the_base_model(report, written, precision, relation):
         relation,
         "someone/letters",
     )
+    assert data.license == "mit"
     assert data.model_name == "writers-slim"
 
 

@@ -1,0 +1,56 @@
+"""Progress of long work: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TextIO
+
+from tqdm import tqdm
+from tqdm.auto import tqdm as bar
+
+LINES_APART = 15  # seconds; what is over sooner tells nothing
+
+_silent = False
+
+
+def silence(silent: bool = True) -> None:
+    """Tells nothing from now on, or speaks again."""
+    global _silent
+    _silent = silent
+
+
+def progress(work: Iterable[Any] | None, what: str, total: int | None = None, done: int = 0) -> tqdm:
+    """Goes through `work` and shows how far it is; without `work` call `update()` and `close()`.
+
+    Args:
+        work: what to go through.
+        what: a word or two that say what is being done.
+        total: of how many; default: the length of `work`.
+        done: so many were finished by an earlier run: they count, but not for the time that the rest will take.
+    """
+    common: dict[str, Any] = {"desc": what, "total": total, "initial": done, "leave": False}
+    if _silent:
+        return bar(work, disable=True, **common)
+    if sys.stderr.isatty():
+        return bar(work, dynamic_ncols=True, **common)
+    told = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left"
+    pace = {"mininterval": LINES_APART, "maxinterval": LINES_APART, "delay": LINES_APART, "miniters": 1}
+    return _Lines(work, bar_format=told, **pace, **common)
+
+
+class _Lines(tqdm):
+    """tqdm that writes lines instead of going back to the start of one."""
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        def show(text: str) -> None:
+            if text.strip():
+                print(text, file=file, flush=True)
+
+        return show
+
+    def close(self) -> None:
+        if self in self._instances:  # the end of a line is told already
+            self._decr_instances(self)
+        self.disable = True

@@ -1,0 +1,52 @@
+"""Training that was stopped in the middle of an epoch goes on to the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optimum_slim.techniques.distill.logits import DistillLogits
+from optimum_slim.techniques.train import Train
+from optimum_slim.training import trainer
+from optimum_slim.training.trainer import TrainingData
+from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
+
+
+def collate(examples):
+    return {name: torch.tensor([example[name] for example in examples]) for name in examples[0]}
+
+
+@pytest.fixture
+def data():
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, VOCABULARY, (48, 12), generator=draw)
+    return TrainingData([{"input_ids": row, "attention_mask": [1] * 12} for row in ids.tolist()], collate)
+
+
+def trained(data, workdir, stop_after=None, monkeypatch=None):
+    """A student after two epochs of six steps with noise and dropout, or stopped on the way."""
+    technique = Train(epochs=2, batch_size=8, noise=0.2, dropout=True, with_=(DistillLogits(),))
+    student, teacher = tiny("bert", hidden_dropout_prob=0.1), tiny("bert").requires_grad_(False)
+    if stop_after is not None:
+
+        class Stopping(trainer._Schedule):
+            def on_step_begin(self, args, state, control, **_):
+                if state.global_step == stop_after:
+                    raise InterruptedError
+
+        monkeypatch.setattr(trainer, "_Schedule", Stopping)
+    technique.apply(
+        student, training_data=data, tokenizer=tiny_tokenizer("bert"), seed=3, workdir=workdir, teacher=teacher
+    )
+    return student.state_dict()
+
+
+@pytest.mark.parametrize("stop_after", [2, 6, 9])
+def test_stopped_training_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
+    whole = trained(data, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        trained(data, tmp_path / "stopped", stop_after, patch)
+    assert (tmp_path / "stopped" / f"checkpoint-{stop_after}").is_dir()
+    resumed = trained(data, tmp_path / "stopped")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
