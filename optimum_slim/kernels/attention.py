@@ -1,0 +1,36 @@
+"""SlimAttention's node, and its model-local function of stock operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import helper
+from onnx.onnx_pb import FunctionProto, NodeProto
+
+from optimum_slim.kernels.function import DOMAIN, VERSION, Body
+
+ATTENTION = "SlimAttention"
+INPUTS = ["query", "key", "value", "mask"]
+
+
+def attention_node(inputs: Sequence[str], output: str, heads: int, name: str = "") -> NodeProto:
+    """A node; its inputs are the names of query, key, value [batch, tokens, width] and the added mask."""
+    return helper.make_node(ATTENTION, list(inputs), [output], name=name, domain=DOMAIN, heads=heads)
+
+
+def attention_function(opset: int = 18) -> FunctionProto:
+    """Its function, for a model that imports the ONNX opset `opset`."""
+    body = Body()
+    copied, rest = body.constant([0, 0], np.int64), body.constant([-1], np.int64)
+    split = body.add("Concat", copied, body.attribute("heads"), rest, axis=0)
+
+    def by_head(x: str, *perm: int) -> str:
+        return body.add("Transpose", body.add("Reshape", x, split), perm=list(perm))
+
+    scores = body.add("MatMul", by_head("query", 0, 2, 1, 3), by_head("key", 0, 2, 3, 1))
+    shares = body.add("Softmax", body.add("Add", scores, "mask"), axis=-1)
+    mixed = body.add("Transpose", body.add("MatMul", shares, by_head("value", 0, 2, 1, 3)), perm=[0, 2, 1, 3])
+    body.add("Reshape", mixed, body.add("Concat", copied, rest, axis=0), output="y")
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_function(DOMAIN, ATTENTION, INPUTS, ["y"], body.nodes, imports, ["heads"])

@@ -1,0 +1,110 @@
+// The operations that the products are written in, by 256-bit vectors. `Dot` supplies the dot product of bytes, the one
+// thing in which AVX-VNNI differs from AVX2.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "layouts.h"
+
+namespace slim {
+namespace {
+
+// Transposes 8 x 8 int32 in registers: pairs, then fours, then halves of registers change places.
+inline void transpose8(__m256i (&r)[8]) {
+  __m256i t[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  __m256i u[8];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      u[4 * i + 2 * half] = _mm256_unpacklo_epi64(t[4 * i + half], t[4 * i + 2 + half]);
+      u[4 * i + 2 * half + 1] = _mm256_unpackhi_epi64(t[4 * i + half], t[4 * i + 2 + half]);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x20);
+    r[4 + i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x31);
+  }
+}
+
+template <class Dot>
+struct Ymm {
+  static constexpr int kOffset = 128;
+  static constexpr int kFloatLanes = 8;
+  static constexpr int kRows = Dot::kRows;
+  static constexpr int kGroupedRows = Dot::kGroupedRows;
+  static constexpr int kPanels = 1;
+  static constexpr int kSums = 4;
+
+  struct Sums {
+    __m256i half[2];
+  };
+  using Bytes = typename Dot::Bytes;
+  struct Unsigned {
+    Bytes half[2];
+  };
+  using Signed = Bytes;  // broadcast: both halves are equal
+
+  static Sums broadcast_sum(int32_t value) { return {{_mm256_set1_epi32(value), _mm256_set1_epi32(value)}}; }
+  static Unsigned load_unsigned(const void* from) {
+    const auto* halves = static_cast<const __m256i*>(from);
+    return {{Dot::from_unsigned(_mm256_loadu_si256(halves)), Dot::from_unsigned(_mm256_loadu_si256(halves + 1))}};
+  }
+  static Signed broadcast_signed(const void* from) {
+    int32_t quad;
+    std::memcpy(&quad, from, sizeof quad);
+    return Dot::from_signed(_mm256_set1_epi32(quad));
+  }
+  static Sums dot(Sums sums, Unsigned a, Signed b) {
+    return {{Dot::dot(sums.half[0], a.half[0], b), Dot::dot(sums.half[1], a.half[1], b)}};
+  }
+  static Sums load_sums(const int32_t* from) {
+    const auto* halves = reinterpret_cast<const __m256i*>(from);
+    return {{_mm256_load_si256(halves), _mm256_load_si256(halves + 1)}};
+  }
+  static Sums add(Sums a, Sums b) {
+    return {{_mm256_add_epi32(a.half[0], b.half[0]), _mm256_add_epi32(a.half[1], b.half[1])}};
+  }
+  static void store(int32_t* to, Sums sums) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), sums.half[0]);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to + 8), sums.half[1]);
+  }
+
+  static void transpose(const int32_t* from, int64_t stride, int32_t* to) {
+    for (int i = 0; i < 2; ++i)
+      for (int j = 0; j < 2; ++j) {
+        __m256i r[8];
+        for (int k = 0; k < 8; ++k)
+          r[k] = _mm256_load_si256(reinterpret_cast<const __m256i*>(from + (i * 8 + k) * stride + j * 8));
+        transpose8(r);
+        for (int k = 0; k < 8; ++k)
+          _mm256_store_si256(reinterpret_cast<__m256i*>(to + (j * 8 + k) * kPanel + i * 8), r[k]);
+      }
+  }
+
+  static void pack_tile(const QuantizedRows& from, int64_t rows, int64_t quads, int vectors, uint8_t* tile) {
+    for (int v = 0; v < 2 * vectors; ++v)
+      for (int64_t quad = 0; quad < quads; quad += 8) {
+        __m256i r[8];
+        for (int i = 0; i < 8; ++i) {
+          const int64_t row = v * 8 + i;
+          // A row's stride leaves room for this load to run over its last quad.
+          const uint8_t* at = from.values + row * from.stride + quad * 4;
+          r[i] = row < rows ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)) : _mm256_setzero_si256();
+        }
+        transpose8(r);
+        for (int i = 0; i < 8 && quad + i < quads; ++i)
+          _mm256_store_si256(reinterpret_cast<__m256i*>(tile + ((quad + i) * 2 * vectors + v) * 32), r[i]);
+      }
+  }
+};
+
+}  // namespace
+}  // namespace slim

@@ -1,0 +1,30 @@
+// The path for CPUs with dot products of bytes in 256 bits, but no AVX-512.
+#include "avx2.h"
+#include "attention.h"
+#include "blocks.h"
+#include "dense.h"
+#include "norm.h"
+#include "quantize.h"
+
+namespace slim {
+namespace {
+
+struct VnniDot {
+  static constexpr int kRows = 6;
+  static constexpr int kGroupedRows = 3;
+  using Bytes = __m256i;
+
+  static Bytes from_unsigned(__m256i bytes) { return bytes; }
+  static Bytes from_signed(__m256i bytes) { return bytes; }
+  static __m256i dot(__m256i sums, Bytes a, Bytes b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
+};
+
+using AvxVnni = Ymm<VnniDot>;
+
+}  // namespace
+
+extern const Products kAvxVnni;
+const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, quantize_rows<Plainly>,
+                        AvxVnni::pack_tile, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>};
+
+}  // namespace slim

@@ -1,0 +1,48 @@
+// One linear layer as FORMAT.md describes it, checked: what every packing routine starts from.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace slim {
+
+enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
+enum class Pattern { kUnstructured, kTwoOfFour, k4x1, k4x2, k4x4, kDense };
+
+struct Layer {
+  int64_t inputs = 0;   // K
+  int64_t outputs = 0;  // N
+  Pattern pattern = Pattern::kDense;
+  int block_inputs = 4;
+  int block_outputs = 4;
+  int64_t groups = 1;  // G: each has its own scale of the activations and of the weights
+  Activation activation = Activation::kNone;
+
+  // Borrowed from the model's initializers; they need to live only while the layer is packed.
+  const uint8_t* mask = nullptr;
+  const int8_t* values = nullptr;
+  const float* scale = nullptr;  // [outputs][groups]
+  const float* bias = nullptr;   // [outputs]
+
+  int64_t block_rows() const { return (outputs + block_outputs - 1) / block_outputs; }
+  int64_t block_columns() const { return (inputs + block_inputs - 1) / block_inputs; }
+  int64_t group_size() const { return inputs / groups; }
+  bool kept(int64_t block) const { return mask[block >> 3] >> (block & 7) & 1; }
+};
+
+// Calls visit(block row, block column, values of the block) for each kept block, in the order of the file.
+template <class Visit>
+void for_each_kept_block(const Layer& layer, Visit&& visit) {
+  const int64_t rows = layer.block_rows(), columns = layer.block_columns();
+  const int8_t* values = layer.values;
+  int64_t block = 0;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column, ++block)
+      if (layer.kept(block)) {
+        visit(row, column, values);
+        values += layer.block_outputs * layer.block_inputs;
+      }
+}
+
+}  // namespace slim

@@ -1,0 +1,118 @@
+// The layouts that weights are packed into when a session is built, and activations at each call.
+//
+// Everything is laid out for panels of 16 outputs or tiles of 16 rows, on every CPU: one AVX-512 vector of int32, two
+// of AVX2, four of NEON. A "quad" is the values of four neighbouring inputs, the unit of the dot-product instructions.
+// Those multiply unsigned by signed bytes: one side carries an offset of 128, which the accumulators take back out.
+// Where the instructions take signed bytes on both sides the offset is 0.
+#pragma once
+
+#include <cstdint>
+
+#include "layer.h"
+#include "memory.h"
+
+namespace slim {
+
+constexpr int kPanel = 16;
+
+// What turns sums into outputs, padded to whole panels: y = activation((sum * row's scale) * scale + bias).
+struct Epilogue {
+  int64_t outputs;
+  int64_t groups;
+  Activation activation;
+  AlignedVector<float> scale;  // [panel][group][16]
+  AlignedVector<float> bias;   // [panel][16]
+};
+
+// All weights, plus the offset: [panel][quad][output in the panel][4].
+struct DenseWeights {
+  int64_t quads;
+  int64_t group_quads;  // quads of a group; all of them where there is one group
+  AlignedVector<uint8_t> weights;
+};
+
+// Some panels of such weights, wherever they lie.
+struct DensePanels {
+  int64_t quads;
+  int64_t group_quads;
+  int64_t first_panel;
+  const uint8_t* weights;
+};
+
+// For many rows: for each block row (1, 2 or 4 outputs) the quads of inputs it keeps, and their weights. Where a tile
+// of activations is larger than the nearest cache, inputs are taken in segments: many outputs go by a segment at a
+// time.
+struct BlockWeights {
+  int64_t quads;
+  int outputs;  // of a block
+  int64_t segments;
+  AlignedVector<int64_t> start;     // [block row][segment], and the end; padded to whole panels by empty rows
+  AlignedVector<uint16_t> columns;  // [kept block], which quad of inputs
+  AlignedVector<int32_t> weights;   // [kept block][output], four signed bytes each
+  AlignedVector<int32_t> initial;   // [output], the sum that takes the offset of the activations back out
+};
+
+// For few rows: each lane walks through the kept quads of one output of a panel ("sliced ELLPACK", SELL-16). A step
+// takes one quad a lane, out of a window of 32 quads that moves on as the slowest lane allows.
+struct WindowWeights {
+  AlignedVector<int64_t> start;     // [panel + 1], into steps
+  AlignedVector<uint16_t> windows;  // [step], the first quad of the window
+  AlignedVector<uint8_t> indices;   // [step][16], within the window
+  AlignedVector<int32_t> weights;   // [step][16], four signed bytes each
+  AlignedVector<int32_t> initial;   // [output], as above
+};
+
+// Single weights for many rows: for each output the inputs it keeps, four at a time, the last four filled up with
+// zeros.
+struct FourWeights {
+  int64_t quads;                   // of inputs
+  AlignedVector<int64_t> start;    // [output + 1], into fours; padded to whole panels by empty outputs
+  AlignedVector<uint16_t> inputs;  // [four][4]
+  AlignedVector<int32_t> weights;  // [four], four signed bytes each
+  AlignedVector<int32_t> initial;  // [output], as above
+};
+
+// Single weights for few rows: as WindowWeights, but a step takes up to four single weights a lane, out of a window of
+// 128 inputs that starts at a multiple of 64.
+struct ByteWindowWeights {
+  AlignedVector<int64_t> start;     // [panel + 1], into steps
+  AlignedVector<uint16_t> windows;  // [step], the first input of the window
+  AlignedVector<uint8_t> indices;   // [step][16][4], within the window
+  AlignedVector<int8_t> weights;    // [step][16][4]
+  AlignedVector<int32_t> initial;   // [output], as above
+};
+
+// Weights of which about half are 0: the dense layout with a bit for each weight, and the others behind one another.
+struct MaskWeights {
+  int64_t quads;
+  int64_t group_quads;
+  AlignedVector<uint64_t> masks;  // [panel][quad], a bit for each of 16 outputs x 4 inputs
+  AlignedVector<int64_t> start;   // [panel + 1], into weights
+  AlignedVector<int8_t> weights;  // and room for one load behind the last
+};
+
+// Rows of quantized activations.
+struct QuantizedRows {
+  int64_t stride;   // of a row: K and room for a whole window behind its last quad
+  uint8_t* values;  // [row][stride], plus the offset asked for
+  float* scales;    // [row][group]
+  int32_t* sums;    // [row][group], of the values without offset
+};
+
+// Tiles of quantized activations, rows in lanes: [quad][16 * vectors][4] each, or for FourWeights [input][64].
+struct RowTiles {
+  int vectors;    // 16 rows each
+  int64_t bytes;  // of a tile
+  uint8_t* values;
+  const float* scales;  // [row]
+};
+
+Epilogue pack_epilogue(const Layer& layer);
+DenseWeights pack_dense(const Layer& layer, int offset);
+BlockWeights pack_blocks(const Layer& layer, int offset);
+WindowWeights pack_windows(const Layer& layer, int offset);
+FourWeights pack_fours(const Layer& layer, int offset);
+ByteWindowWeights pack_byte_windows(const Layer& layer, int offset);
+MaskWeights pack_masks(const Layer& layer);
+
+}  // namespace slim

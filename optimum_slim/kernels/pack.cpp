@@ -1,0 +1,38 @@
+// Packs a checked layer: its epilogue and its dense layout.
+#include <algorithm>
+
+#include "layouts.h"
+
+namespace slim {
+
+Epilogue pack_epilogue(const Layer& layer) {
+  const int64_t padded = round_up(layer.outputs, kPanel);
+  Epilogue epilogue{layer.outputs, layer.groups, layer.activation, {}, {}};
+  epilogue.scale.assign(padded * layer.groups, 0.0f);
+  epilogue.bias.assign(padded, 0.0f);
+  for (int64_t n = 0; n < layer.outputs; ++n)
+    for (int64_t g = 0; g < layer.groups; ++g)
+      epilogue.scale[(n / kPanel * layer.groups + g) * kPanel + n % kPanel] = layer.scale[n * layer.groups + g];
+  std::copy(layer.bias, layer.bias + layer.outputs, epilogue.bias.begin());
+  return epilogue;
+}
+
+DenseWeights pack_dense(const Layer& layer, int offset) {
+  DenseWeights dense{round_up(layer.inputs, 4) / 4, layer.group_size() / 4, {}};
+  if (layer.groups == 1) dense.group_quads = dense.quads;
+  const int64_t panels = round_up(layer.outputs, kPanel) / kPanel;
+  dense.weights.assign(panels * dense.quads * kPanel * 4, static_cast<uint8_t>(offset));
+  for_each_kept_block(layer, [&](int64_t row, int64_t column, const int8_t* values) {
+    for (int o = 0; o < layer.block_outputs; ++o)
+      for (int i = 0; i < layer.block_inputs; ++i) {
+        const int64_t n = row * layer.block_outputs + o, k = column * layer.block_inputs + i;
+        if (n >= layer.outputs || k >= layer.inputs) continue;
+        const int64_t quad = n / kPanel * dense.quads + k / 4;
+        dense.weights[(quad * kPanel + n % kPanel) * 4 + k % 4] =
+            static_cast<uint8_t>(values[o * layer.block_inputs + i] + offset);
+      }
+  });
+  return dense;
+}
+
+}  // namespace slim

@@ -1,0 +1,131 @@
+// Packs layers of single weights: fours for many rows, byte windows for few, masks where about half are kept.
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "layouts.h"
+
+namespace slim {
+namespace {
+
+constexpr int kWindow = 128;
+constexpr int kWindowUnit = 64;
+
+struct OutputWeights {
+  std::vector<uint16_t> inputs;
+  std::vector<int8_t> weights;
+};
+
+// Calls visit(output, its weights) for each output, in order.
+template <class Visit>
+void for_each_output(const Layer& layer, Visit&& visit) {
+  OutputWeights current;
+  int64_t output = 0;
+  const auto finish = [&] {
+    visit(output++, current);
+    current.inputs.clear();
+    current.weights.clear();
+  };
+  for_each_kept_block(layer, [&](int64_t row, int64_t column, const int8_t* value) {
+    while (output < row) finish();
+    current.inputs.push_back(static_cast<uint16_t>(column));
+    current.weights.push_back(*value);
+  });
+  while (output < layer.outputs) finish();
+}
+
+int32_t correction_of(const OutputWeights& output, int offset) {
+  int32_t sum = 0;
+  for (int8_t weight : output.weights) sum += weight;
+  return -offset * sum;
+}
+
+// One step of a panel: every lane takes up to four weights from the window in which the slowest lane stands.
+bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size_t, kPanel>& at,
+                 ByteWindowWeights& packed) {
+  int first = -1;
+  for (int lane = 0; lane < kPanel; ++lane)
+    if (at[lane] < lanes[lane].inputs.size()) {
+      const int input = lanes[lane].inputs[at[lane]];
+      first = first < 0 ? input : std::min(first, input);
+    }
+  if (first < 0) return false;
+  first = first / kWindowUnit * kWindowUnit;
+  packed.windows.push_back(static_cast<uint16_t>(first));
+  for (int lane = 0; lane < kPanel; ++lane) {
+    const OutputWeights& output = lanes[lane];
+    for (int i = 0; i < 4; ++i) {
+      const bool takes = at[lane] < output.inputs.size() && output.inputs[at[lane]] < first + kWindow;
+      packed.indices.push_back(takes ? static_cast<uint8_t>(output.inputs[at[lane]] - first) : 0);
+      packed.weights.push_back(takes ? output.weights[at[lane]] : 0);
+      at[lane] += takes;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+FourWeights pack_fours(const Layer& layer, int offset) {
+  FourWeights packed{round_up(layer.inputs, 4) / 4, {}, {}, {}, {}};
+  const int64_t padded = round_up(layer.outputs, kPanel);
+  packed.start.assign(padded + 1, 0);
+  packed.initial.assign(padded, 0);
+  for_each_output(layer, [&](int64_t n, OutputWeights& output) {
+    packed.initial[n] = correction_of(output, offset);
+    output.inputs.resize(round_up(output.inputs.size(), 4), 0);
+    output.weights.resize(output.inputs.size(), 0);
+    packed.inputs.insert(packed.inputs.end(), output.inputs.begin(), output.inputs.end());
+    for (size_t i = 0; i < output.weights.size(); i += 4) {
+      int32_t four;
+      std::memcpy(&four, &output.weights[i], sizeof four);
+      packed.weights.push_back(four);
+    }
+    packed.start[n + 1] = static_cast<int64_t>(packed.weights.size());
+  });
+  for (int64_t n = layer.outputs; n < padded; ++n) packed.start[n + 1] = packed.start[n];
+  return packed;
+}
+
+ByteWindowWeights pack_byte_windows(const Layer& layer, int offset) {
+  ByteWindowWeights packed;
+  packed.initial.assign(round_up(layer.outputs, kPanel), 0);
+  packed.start.push_back(0);
+  std::array<OutputWeights, kPanel> lanes;
+  for_each_output(layer, [&](int64_t n, OutputWeights& output) {
+    packed.initial[n] = correction_of(output, offset);
+    lanes[n % kPanel] = output;
+    if (n % kPanel != kPanel - 1 && n != layer.outputs - 1) return;
+    for (int lane = n % kPanel + 1; lane < kPanel; ++lane) lanes[lane] = {};
+    std::array<size_t, kPanel> at{};
+    while (append_step(lanes, at, packed)) {
+    }
+    packed.start.push_back(static_cast<int64_t>(packed.windows.size()));
+  });
+  return packed;
+}
+
+MaskWeights pack_masks(const Layer& layer) {
+  const DenseWeights dense = pack_dense(layer, 0);
+  const int64_t panels = round_up(layer.outputs, kPanel) / kPanel;
+  MaskWeights packed{dense.quads, dense.group_quads, {}, {}, {}};
+  packed.masks.reserve(panels * dense.quads);
+  packed.start.push_back(0);
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    for (int64_t quad = 0; quad < dense.quads; ++quad) {
+      const uint8_t* weights = &dense.weights[(panel * dense.quads + quad) * 64];
+      uint64_t mask = 0;
+      for (int i = 0; i < 64; ++i)
+        if (weights[i]) {
+          mask |= uint64_t{1} << i;
+          packed.weights.push_back(static_cast<int8_t>(weights[i]));
+        }
+      packed.masks.push_back(mask);
+    }
+    packed.start.push_back(static_cast<int64_t>(packed.weights.size()));
+  }
+  packed.weights.resize(packed.weights.size() + 64, 0);
+  return packed;
+}
+
+}  // namespace slim

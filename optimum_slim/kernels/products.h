@@ -1,0 +1,62 @@
+// What an instruction set must provide. Each fills this table in its own file, compiled with its own flags.
+#pragma once
+
+#include "layouts.h"
+
+namespace slim {
+
+// Half-open: begin to end.
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+// One call of SlimAttention. Rows of query, key, value and output are [heads][size]; a stride of 0 repeats the mask.
+struct Attention {
+  int64_t batch, queries, keys, heads, size;
+  const float *query, *key, *value, *mask;
+  float* output;
+  int64_t mask_strides[3];  // of batch, head and query
+};
+
+// One call of SlimResidualNorm; rows have `size` values.
+struct Norm {
+  int64_t size;
+  float epsilon;
+  const float *a, *b, *weight, *bias;
+  float* output;
+};
+
+struct Products {
+  const char* name;
+  int offset;  // of the unsigned side of a product, see layouts.h
+  int sums;    // vectors of 16 sums that fit in the registers: a tile's vectors times a block's outputs
+
+  // Quantizes `rows` rows of x as FORMAT.md says and adds `offset` to the values.
+  void (*quantize)(const float* x, int64_t rows, int64_t inputs, int64_t groups, int offset, const QuantizedRows& to);
+  // Gathers up to 16 * vectors quantized rows (with offset) into one tile; missing rows are zeros.
+  void (*pack_tile)(const QuantizedRows& from, int64_t rows, int64_t quads, int vectors, uint8_t* tile);
+
+  // Each computes outputs[rows][panels]; x points at the first row of the range, y at the first row's output 0.
+  void (*dense)(const DensePanels&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y);
+  void (*blocks)(const BlockWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,
+                 float* y);
+
+  // Heads are counted over the batch. Scratch: keys, rounded up to 16, times (size + 4) floats.
+  void (*attend)(const Attention&, Range heads, float* scratch);
+  void (*residual_norm)(const Norm&, Range rows);
+
+  // Null where the instruction set has nothing faster than `dense`.
+  void (*windows)(const WindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
+  // Turns a tile of 4 vectors from [quad][64][4] to [quad][4][64], rows in the order that `fours` brings back.
+  void (*spread_tile)(uint8_t* tile, int64_t quads) = {};
+  void (*fours)(const FourWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,
+                float* y) = {};
+  void (*byte_windows)(const ByteWindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels,
+                       float* y) = {};
+  void (*masked)(const MaskWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
+  // Writes panels in the dense layout, with the offset.
+  void (*expand)(const MaskWeights&, Range panels, uint8_t* to) = {};
+};
+
+}  // namespace slim

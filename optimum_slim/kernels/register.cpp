@@ -1,0 +1,201 @@
+// The operators as ONNX Runtime sees them: registered, created, run, their shapes inferred. No exception leaves this
+// file.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "dispatch.h"
+#include "guarded.h"
+#include "slim_attention.h"
+#include "slim_linear.h"
+#include "slim_norm.h"
+
+namespace slim {
+namespace {
+
+constexpr const char* kDomain = "ai.optimum.slim";
+constexpr size_t kInputs = 5;
+constexpr std::array<int, kInputs> kInputTypes{ort::kFloat, ort::kUint8, ort::kInt8, ort::kFloat, ort::kFloat};
+
+// What ONNX Runtime holds for one operator; it hands the CustomOp back to each of the functions below.
+struct Operator : ort::CustomOp {
+  const char* name;
+  bool grouped;
+  Activation activation;
+};
+
+struct Kernel {
+  ort::Api api;
+  const char* name;
+  SlimLinear linear;
+};
+
+const Operator& self(const ort::CustomOp* op) { return *static_cast<const Operator*>(op); }
+
+ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info, void** kernel) {
+  const Operator& one = self(op);
+  return guarded(api, one.name, [&] {
+    const Layer layer = read_layer(api, info, one.grouped, one.activation);
+    *kernel = std::make_unique<Kernel>(Kernel{api, one.name, SlimLinear(layer, choose_products())}).release();
+  });
+}
+
+void compute_rows(const Kernel& kernel, ort::Handle context) {
+  ort::ConstHandle x = nullptr;
+  check(kernel.api, ort::kKernelContextGetInput, static_cast<ort::ConstHandle>(context), size_t{0}, &x);
+  if (!x) throw ModelError("input x is missing");
+  std::vector<int64_t> shape = shape_of(kernel.api, x);
+  if (shape.empty()) throw ModelError("input x has no dimensions, expected at least one");
+  if (shape.back() != kernel.linear.inputs())
+    throw ModelError("the last dimension of input x is " + std::to_string(shape.back()) + ", expected K, which is " +
+                     std::to_string(kernel.linear.inputs()));
+  const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
+  shape.back() = kernel.linear.outputs();
+  ort::Handle y = nullptr;
+  check(kernel.api, ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(shape.data()),
+        shape.size(), &y);
+  if (empty) return;
+  int64_t rows = 1;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
+  void *from = nullptr, *to = nullptr;
+  check(kernel.api, ort::kGetTensorMutableData, x, &from);
+  check(kernel.api, ort::kGetTensorMutableData, y, &to);
+  kernel.linear.run(static_cast<const float*>(from), static_cast<float*>(to), rows, Parallel(kernel.api, context));
+}
+
+ort::Status compute(void* data, ort::Handle context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(data);
+  return guarded(kernel.api, kernel.name, [&] { compute_rows(kernel, context); });
+}
+
+// y has the dimensions of x, but N for the last. The inference context has no table of its own, hence this one.
+std::atomic<ort::Api> g_api{nullptr};
+
+struct ReleaseInfo {
+  ort::Api api;
+  void operator()(ort::Handle info) const { ort::release(api, ort::kReleaseTensorTypeAndShapeInfo, info); }
+};
+
+// Attribute N; 0 where it is missing or no int.
+int64_t outputs_of(ort::Api api, ort::Handle context) {
+  ort::ConstHandle attribute = nullptr;
+  int64_t value = 0;
+  size_t size = 0;
+  ort::Status status =
+      ort::call(api, ort::kShapeInferContextGetAttribute, static_cast<ort::ConstHandle>(context), "N", &attribute);
+  if (!status)
+    status = ort::call(api, ort::kReadOpAttr, attribute, static_cast<int>(ort::kIntAttribute),
+                       static_cast<void*>(&value), sizeof value, &size);
+  if (status) {
+    ort::release(api, ort::kReleaseStatus, status);
+    return 0;
+  }
+  return value;
+}
+
+void infer(ort::Api api, ort::Handle context) {
+  ort::Handle x = nullptr;
+  check(api, ort::kShapeInferContextGetInputTypeShape, static_cast<ort::ConstHandle>(context), size_t{0}, &x);
+  size_t rank = 0;
+  if (x) check(api, ort::kGetDimensionsCount, static_cast<ort::ConstHandle>(x), &rank);
+  if (rank == 0) return;  // an unknown rank looks like this, too
+  std::vector<int64_t> sizes(rank);
+  std::vector<const char*> names(rank, "");
+  check(api, ort::kGetDimensions, static_cast<ort::ConstHandle>(x), sizes.data(), rank);
+  check(api, ort::kGetSymbolicDimensions, static_cast<ort::ConstHandle>(x), names.data(), rank);
+  // A size that is unknown and has no name cannot be passed on: ONNX Runtime would take its -1 for a size.
+  for (size_t i = 0; i + 1 < rank; ++i)
+    if (sizes[i] < 0 && (!names[i] || !*names[i])) return;
+  sizes.back() = outputs_of(api, context);
+  if (sizes.back() <= 0) return;  // creating the kernel will say what is wrong
+  names.back() = "";
+
+  ort::Handle y = nullptr;
+  check(api, ort::kCreateTensorTypeAndShapeInfo, &y);
+  const std::unique_ptr<ort::Opaque, ReleaseInfo> released(y, {api});
+  check(api, ort::kSetTensorElementType, y, static_cast<int>(ort::kFloat));
+  check(api, ort::kSetDimensions, y, static_cast<const int64_t*>(sizes.data()), rank);
+  check(api, ort::kSetSymbolicDimensions, y, names.data(), rank);
+  check(api, ort::kShapeInferContextSetOutputTypeShape, static_cast<ort::ConstHandle>(context), size_t{0},
+        static_cast<ort::ConstHandle>(y));
+}
+
+ort::Status infer_shape(const ort::CustomOp* op, ort::Handle context) {
+  return guarded(g_api.load(), self(op).name, [&] { infer(g_api.load(), context); });
+}
+
+Operator make_operator(const char* name, bool grouped, Activation activation) {
+  Operator one{float_operator(), name, grouped, activation};
+  one.GetName = [](const ort::CustomOp* op) { return self(op).name; };
+  one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs; };
+  one.GetInputType = [](const ort::CustomOp*, size_t index) { return index < kInputs ? kInputTypes[index] : 0; };
+  one.CreateKernelV2 = create;
+  one.KernelComputeV2 = compute;
+  one.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  one.InferOutputShapeFn = infer_shape;
+  return one;
+}
+
+std::array<Operator, 10> g_operators{
+    make_operator("SlimLinear", false, Activation::kNone),
+    make_operator("SlimLinearRelu", false, Activation::kRelu),
+    make_operator("SlimLinearGelu", false, Activation::kGelu),
+    make_operator("SlimLinearGeluTanh", false, Activation::kGeluTanh),
+    make_operator("SlimLinearSilu", false, Activation::kSilu),
+    make_operator("SlimLinearGrouped", true, Activation::kNone),
+    make_operator("SlimLinearGroupedRelu", true, Activation::kRelu),
+    make_operator("SlimLinearGroupedGelu", true, Activation::kGelu),
+    make_operator("SlimLinearGroupedGeluTanh", true, Activation::kGeluTanh),
+    make_operator("SlimLinearGroupedSilu", true, Activation::kSilu),
+};
+
+// One domain serves all sessions of the process; ONNX Runtime only borrows it.
+ort::Handle shared_domain(ort::Api api) {
+  static const ort::Handle domain = [&] {
+    ort::Handle made = nullptr;
+    check(api, ort::kCreateCustomOpDomain, kDomain, &made);
+    for (Operator& one : g_operators)
+      check(api, ort::kCustomOpDomainAdd, made, static_cast<const ort::CustomOp*>(&one));
+    for (const ort::CustomOp* one : {attention_operator(), residual_norm_operator()})
+      check(api, ort::kCustomOpDomainAdd, made, one);
+    return made;
+  }();
+  return domain;
+}
+
+}  // namespace
+}  // namespace slim
+
+#define SLIM_EXPORT extern "C" __attribute__((visibility("default")))
+
+SLIM_EXPORT slim::ort::Status RegisterCustomOps(slim::ort::Handle options, const slim::ort::ApiBase* base) {
+  using namespace slim;
+  ort::Api api = base ? base->GetApi(ort::kApiVersion) : nullptr;
+  // Without the table there is no status to return either. The operators stay unknown, so functions serve instead.
+  if (!api) return nullptr;
+  for (int entry : {ort::kCreateStatus, ort::kCreateCustomOpDomain, ort::kKernelContextParallelFor})
+    if (!api[entry]) return nullptr;
+  g_api = api;
+  return guarded(api, "RegisterCustomOps", [&] { check(api, ort::kAddCustomOpDomain, options, shared_domain(api)); });
+}
+
+// The instruction set in use; null where OPTIMUM_SLIM_ISA names one that this CPU cannot run.
+SLIM_EXPORT const char* optimum_slim_isa() {
+  try {
+    return slim::choose_products().name;
+  } catch (...) {
+    return nullptr;
+  }
+}
+
+// The instruction set at this place, fastest first; null behind the last.
+SLIM_EXPORT const char* optimum_slim_supported_isa(int index) {
+  try {
+    const auto supported = slim::supported_products();
+    return index >= 0 && index < static_cast<int>(supported.size()) ? supported[index]->name : nullptr;
+  } catch (...) {
+    return nullptr;
+  }
+}

@@ -1,0 +1,67 @@
+"""A few layers of every pattern, run by the library and by numpy: is this machine's instruction set right?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.onnx_pb import TensorProto
+
+from optimum_slim.kernels.function import DOMAIN, VERSION, slim_node
+from optimum_slim.kernels.library import register
+from optimum_slim.kernels.packing import pack
+from optimum_slim.kernels.pattern import PATTERNS
+
+OUTPUTS, INPUTS = 37, 150
+ROWS = (1, 5, 40, 70)
+
+
+def outputs_are_right() -> bool:
+    """Compares bit by bit, under the instruction set that OPTIMUM_SLIM_ISA names."""
+    rng = np.random.default_rng(0)
+    for pattern in PATTERNS:
+        weight = rng.integers(-127, 128, (OUTPUTS, INPUTS)).astype(np.int8)
+        if pattern == "2:4":
+            weight[:, 1::2] = 0
+        elif pattern != "dense":
+            weight[:, : INPUTS // 3 * 2] = 0
+        scale, bias = rng.random((OUTPUTS, 1), np.float32), rng.standard_normal(OUTPUTS, np.float32)
+        session = _session(weight, scale, bias, pattern)
+        for rows in ROWS:
+            x = rng.standard_normal((rows, INPUTS), np.float32)
+            if not np.array_equal(session.run(None, {"x": x})[0], _reference(x, weight, scale, bias)):
+                return False
+    return True
+
+
+def _session(
+    weight: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float32], pattern: str
+) -> onnxruntime.InferenceSession:
+    mask, values = pack(weight, pattern)
+    tensors: dict[str, NDArray[Any]] = {"mask": mask, "values": values, "scale": scale, "bias": bias}
+    graph = helper.make_graph(
+        [slim_node("SlimLinear", ["x", *tensors], "y", INPUTS, OUTPUTS, pattern)],
+        "self_test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INPUTS])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", OUTPUTS])],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    register(options)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _reference(
+    x: NDArray[np.float32], weight: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    full = np.float32(127)
+    largest = np.maximum(np.abs(x).max(axis=1, keepdims=True), np.float32(1e-30))
+    sums = np.round(x * (full / largest)).astype(np.int64) @ weight.T.astype(np.int64)
+    y: NDArray[np.float32] = (sums.astype(np.float32) * (largest / full)) * scale[:, 0] + bias
+    return y

@@ -1,0 +1,128 @@
+// SlimAttention: shapes are checked each time, as nothing of it is known before.
+#include "slim_attention.h"
+
+#include <array>
+#include <memory>
+
+#include "dispatch.h"
+#include "guarded.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace slim {
+namespace {
+
+constexpr const char* kName = "SlimAttention";
+constexpr std::array<const char*, 4> kInputs{"query", "key", "value", "mask"};
+constexpr int64_t kMostHeads = 65536;
+
+// Fewer multiply-adds than these are not worth waking a thread for.
+constexpr int64_t kWorthSplitting = 4000000;
+constexpr int64_t kMostTasks = 16;
+
+struct Kernel {
+  ort::Api api;
+  int64_t heads;
+  const Products* products;
+};
+
+[[noreturn]] void fail(const std::string& what, const std::string& expected) {
+  throw ModelError(what + ", expected " + expected);
+}
+
+ort::Status create(const ort::CustomOp*, ort::Api api, ort::ConstHandle info, void** kernel) {
+  return guarded(api, kName, [&] {
+    int64_t heads = 0;
+    if (ort::Status status = ort::call(api, ort::kKernelInfoGetAttributeInt64, info, "heads", &heads)) {
+      ort::release(api, ort::kReleaseStatus, status);
+      heads = 0;
+    }
+    if (heads < 1 || heads > kMostHeads) fail("attribute heads is " + std::to_string(heads), "1 to 65536");
+    *kernel = std::make_unique<Kernel>(Kernel{api, heads, &choose_products()}).release();
+  });
+}
+
+using Shape = std::vector<int64_t>;
+
+// A size of the mask: of the whole tensor, or 1, which holds for all.
+int64_t mask_stride(const Shape& mask, size_t axis, int64_t size, int64_t stride) {
+  if (mask[axis] != 1 && mask[axis] != size)
+    fail("size " + std::to_string(axis) + " of input mask is " + std::to_string(mask[axis]),
+         "1 or " + std::to_string(size));
+  return mask[axis] == 1 ? 0 : stride;
+}
+
+// Sizes and strides of one call; data is still missing.
+Attention sizes_of(int64_t heads, const std::array<Shape, 4>& shapes) {
+  const auto& [query, key, value, mask] = shapes;
+  for (size_t i = 0; i < 3; ++i)
+    if (shapes[i].size() != 3) fail(std::string("input ") + kInputs[i] + " has another rank", "[batch, tokens, width]");
+  if (mask.size() != 4) fail("input mask has another rank", "[batch, heads, queries, keys]");
+  if (key != value) fail("inputs key and value have different shapes", "equal ones");
+  if (query[0] != key[0] || query[2] != key[2]) fail("inputs query and key differ in batch or width", "equal ones");
+  if (query[2] % heads) fail("the width of input query is " + std::to_string(query[2]), "a multiple of heads");
+  Attention a{};
+  a.batch = query[0], a.queries = query[1], a.keys = key[1], a.heads = heads, a.size = query[2] / heads;
+  if (mask[3] != a.keys) fail("the last size of input mask is " + std::to_string(mask[3]), std::to_string(a.keys));
+  a.mask_strides[2] = mask_stride(mask, 2, a.queries, mask[3]);
+  a.mask_strides[1] = mask_stride(mask, 1, heads, mask[3] * mask[2]);
+  a.mask_strides[0] = mask_stride(mask, 0, a.batch, mask[3] * mask[2] * mask[1]);
+  return a;
+}
+
+void run(const Kernel& kernel, ort::Handle context) {
+  std::array<Shape, 4> shapes;
+  std::array<void*, 4> data{};
+  for (size_t i = 0; i < kInputs.size(); ++i) {
+    ort::ConstHandle input = nullptr;
+    check(kernel.api, ort::kKernelContextGetInput, static_cast<ort::ConstHandle>(context), i, &input);
+    if (!input) fail(std::string("input ") + kInputs[i] + " is missing", "a tensor");
+    shapes[i] = shape_of(kernel.api, input);
+    check(kernel.api, ort::kGetTensorMutableData, input, &data[i]);
+  }
+  Attention a = sizes_of(kernel.heads, shapes);
+  ort::Handle y = nullptr;
+  void* output = nullptr;
+  check(kernel.api, ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(shapes[0].data()),
+        shapes[0].size(), &y);
+  check(kernel.api, ort::kGetTensorMutableData, y, &output);
+  if (!a.batch || !a.queries || !a.size) return;
+  if (!a.keys) fail("there are no keys", "one at least");
+  a.query = static_cast<const float*>(data[0]), a.key = static_cast<const float*>(data[1]);
+  a.value = static_cast<const float*>(data[2]), a.mask = static_cast<const float*>(data[3]);
+  a.output = static_cast<float*>(output);
+
+  constexpr int64_t kMostLanes = 16, kMostQueries = 4;
+  const int64_t all = a.batch * a.heads, padded = round_up(a.keys, kMostLanes);
+  const int64_t work = 2 * all * a.queries * a.keys * a.size;
+  const int64_t tasks = work < kWorthSplitting ? 1 : std::min(all, kMostTasks);
+  const int64_t floats = round_up(padded * (a.size + kMostQueries), kMostLanes);
+  thread_local Scratch memory;
+  float* const scratch = memory.take<float>(tasks * floats);
+  Parallel(kernel.api, context)(tasks, [&](int64_t task) {
+    kernel.products->attend(a, {all * task / tasks, all * (task + 1) / tasks}, scratch + task * floats);
+  });
+}
+
+ort::Status compute(void* data, ort::Handle context) {
+  const Kernel& kernel = *static_cast<const Kernel*>(data);
+  return guarded(kernel.api, kName, [&] { run(kernel, context); });
+}
+
+}  // namespace
+
+const ort::CustomOp* attention_operator() {
+  static const ort::CustomOp op = [] {
+    ort::CustomOp one = float_operator();
+    one.GetName = [](const ort::CustomOp*) { return kName; };
+    one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs.size(); };
+    one.GetInputType = [](const ort::CustomOp*, size_t) { return static_cast<int>(ort::kFloat); };
+    one.CreateKernelV2 = create;
+    one.KernelComputeV2 = compute;
+    one.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+    return one;
+  }();
+  return &op;
+}
+
+}  // namespace slim

@@ -1,0 +1,11 @@
+// The operator SlimAttention of FORMAT.md.
+#pragma once
+
+#include "ort_abi.h"
+
+namespace slim {
+
+// What ONNX Runtime is told of it; lives as long as the library.
+const ort::CustomOp* attention_operator();
+
+}  // namespace slim

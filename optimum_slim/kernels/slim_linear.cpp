@@ -1,0 +1,194 @@
+// Designs by pattern, density and number of rows, and how their work is split into tasks.
+#include "slim_linear.h"
+
+#include <algorithm>
+
+namespace slim {
+namespace {
+
+// Rows that are quantized before they are multiplied: bounds the scratch memory of long inputs.
+constexpr int64_t kRowsAtOnce = 512;
+
+// A window of activations read from a row's last quad ends this far behind it.
+constexpr int64_t kWindowBytes = 128;
+
+// Up to this many rows outputs go in lanes, above rows do: sooner where outputs share blocks.
+int64_t most_window_rows(const BlockWeights& blocks) { return blocks.outputs == 1 ? 6 : 8 / blocks.outputs; }
+constexpr int64_t kMostByteWindowRows = 40;
+
+// Up to this many rows the weights behind a mask are expanded for each eight of them, above once for all.
+constexpr int64_t kMostMaskedRows = 16;
+
+// Above these shares of kept weights the dense product is faster.
+constexpr double kMostSingles = 0.47;
+constexpr double kMostMasked = 0.85;
+
+// Work is measured in cycles, roughly. Waking a thread takes some 20 microseconds: below this, one does it sooner.
+constexpr int64_t kCyclesWorthSplitting = 250000;
+constexpr int64_t kCyclesOfTask = 60000;
+constexpr int64_t kMostTasks = 16;
+
+// Where the work is split, the threads are awake for what comes before it.
+constexpr int64_t kPackingWorthSplitting = 60000;
+
+int64_t tasks_for(int64_t cycles) {
+  if (cycles < kCyclesWorthSplitting) return 1;
+  return std::min(cycles / kCyclesOfTask, kMostTasks);
+}
+
+// A dot product of 64 bytes of weights with each of some rows: the weights come from a cache that is two cycles away.
+int64_t cycles_of(int64_t dots, int64_t rows) { return dots * (rows + 2); }
+
+// Quantizing and packing take about half a cycle a value.
+int64_t packing_cycles(int64_t rows, int64_t inputs) { return rows * inputs / 2; }
+
+Range part(Range whole, int64_t index, int64_t parts) {
+  const int64_t size = whole.end - whole.begin;
+  return {whole.begin + size * index / parts, whole.begin + size * (index + 1) / parts};
+}
+
+Range panels_of(const Epilogue& epilogue) { return {0, round_up(epilogue.outputs, kPanel) / kPanel}; }
+
+int64_t count_kept(const Layer& layer) {
+  int64_t blocks = 0;
+  for (int64_t byte = 0; byte < (layer.block_rows() * layer.block_columns() + 7) / 8; ++byte)
+    blocks += __builtin_popcount(layer.mask[byte]);
+  return blocks * layer.block_inputs * layer.block_outputs;
+}
+
+}  // namespace
+
+SlimLinear::SlimLinear(const Layer& layer, const Products& products)
+    : products_(products),
+      inputs_(layer.inputs),
+      quads_(round_up(layer.inputs, 4) / 4),
+      epilogue_(pack_epilogue(layer)),
+      kept_(count_kept(layer)) {
+  const double density = static_cast<double>(kept_) / (static_cast<double>(layer.inputs) * layer.outputs);
+  const bool sparse = layer.pattern != Pattern::kDense, grouped = layer.groups > 1;
+  const bool singles = layer.block_inputs == 1;
+  if (sparse && !grouped && !singles) {
+    blocks_ = pack_blocks(layer, products.offset);
+    if (products.windows) windows_ = pack_windows(layer, products.offset);
+  } else if (sparse && !grouped && products.byte_windows && density <= kMostSingles) {
+    byte_windows_ = pack_byte_windows(layer, products.offset);
+    fours_ = pack_fours(layer, products.offset);
+  } else if (sparse && products.masked && density <= kMostMasked) {
+    masks_ = pack_masks(layer);
+  }
+  if (!windows_ && !byte_windows_ && !masks_) dense_ = pack_dense(layer, products.offset);
+}
+
+void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+  for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
+    const int64_t count = std::min(kRowsAtOnce, rows - first);
+    const float* from = x + first * inputs_;
+    float* to = y + first * outputs();
+    if ((blocks_ && count > most_window_rows(*blocks_)) || (fours_ && count > kMostByteWindowRows))
+      run_tiles(from, to, count, parallel);
+    else if (masks_ && count > kMostMaskedRows)
+      run_expanded(from, to, count, parallel);
+    else
+      run_rows(from, to, count, parallel);
+  }
+}
+
+// The memory of one call: values, scales and sums of quantized rows.
+QuantizedRows SlimLinear::quantized_rows(int64_t rows) const {
+  thread_local Scratch values, scales, sums;
+  const int64_t stride = round_up(inputs_, kAlignment) + kWindowBytes;
+  return {stride, values.take<uint8_t>(rows * stride), scales.take<float>(rows * epilogue_.groups),
+          sums.take<int32_t>(rows * epilogue_.groups)};
+}
+
+// Outputs in lanes: every task takes all rows and some panels.
+void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+  const QuantizedRows quantized = quantized_rows(rows);
+  const int offset = windows_ || byte_windows_ ? products_.offset : 0;  // else the weights carry it
+  products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
+
+  const Range panels = panels_of(epilogue_), all{0, rows};
+  int64_t dots = panels.end * quads_;
+  if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
+  if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
+  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows)), panels.end);
+  parallel(tasks, [&](int64_t task) {
+    const Range mine = part(panels, task, tasks);
+    if (windows_)
+      products_.windows(*windows_, epilogue_, quantized, all, mine, y);
+    else if (byte_windows_)
+      products_.byte_windows(*byte_windows_, epilogue_, quantized, all, mine, y);
+    else if (masks_)
+      products_.masked(*masks_, epilogue_, quantized, all, mine, y);
+    else
+      products_.dense({quads_, dense_->group_quads, 0, dense_->weights.data()}, epilogue_, quantized, all, mine, y);
+  });
+}
+
+// Weights behind a mask are expanded a few panels at a time, which all rows then share.
+void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+  constexpr int64_t kPanelsAtOnce = 2;
+  thread_local Scratch scratch;
+  const QuantizedRows quantized = quantized_rows(rows);
+  products_.quantize(x, rows, inputs_, epilogue_.groups, 0, quantized);
+
+  const Range panels = panels_of(epilogue_);
+  const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows)), panels.end);
+  const int64_t bytes = kPanelsAtOnce * quads_ * 64;
+  uint8_t* const expanded = scratch.take<uint8_t>(tasks * bytes);
+  parallel(tasks, [&](int64_t task) {
+    const Range mine = part(panels, task, tasks);
+    for (int64_t panel = mine.begin; panel < mine.end; panel += kPanelsAtOnce) {
+      const Range some{panel, std::min(panel + kPanelsAtOnce, mine.end)};
+      uint8_t* weights = expanded + task * bytes;
+      products_.expand(*masks_, some, weights);
+      products_.dense({quads_, masks_->group_quads, panel, weights}, epilogue_, quantized, {0, rows}, some, y);
+    }
+  });
+}
+
+// Rows in lanes: tiles of rows are packed first, then every task takes one tile and some panels.
+void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+  thread_local Scratch scratch;
+  int vectors = 4;
+  if (!fours_) vectors = std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= 32 ? 2 : 4);
+  const int64_t rows_of_tile = kPanel * vectors;
+  const int64_t tiles = round_up(rows, rows_of_tile) / rows_of_tile;
+  const QuantizedRows quantized = quantized_rows(rows);
+  RowTiles packed{vectors, quads_ * 64 * vectors, nullptr, quantized.scales};
+  packed.values = scratch.take<uint8_t>(tiles * packed.bytes);
+
+  const auto pack_tile = [&](int64_t tile) {
+    const int64_t first = tile * rows_of_tile, count = std::min(rows_of_tile, rows - first);
+    const QuantizedRows own{quantized.stride, quantized.values + first * quantized.stride, quantized.scales + first,
+                            quantized.sums + first};
+    uint8_t* to = packed.values + tile * packed.bytes;
+    products_.quantize(x + first * inputs_, count, inputs_, 1, products_.offset, own);
+    products_.pack_tile(own, count, quads_, vectors, to);
+    if (fours_) products_.spread_tile(to, quads_);
+  };
+  const auto multiply = [&](int64_t tile, Range panels) {
+    if (fours_)
+      products_.fours(*fours_, epilogue_, packed, tile, rows, panels, y);
+    else
+      products_.blocks(*blocks_, epilogue_, packed, tile, rows, panels, y);
+  };
+
+  const Range panels = panels_of(epilogue_);
+  const int64_t wanted = tasks_for(kept_ / 4 * tiles * vectors + packing_cycles(rows, inputs_));
+  if (wanted == 1) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      pack_tile(tile);
+      multiply(tile, panels);
+    }
+    return;
+  }
+  const int64_t parts = std::clamp<int64_t>(wanted / tiles, 1, panels.end);
+  if (packing_cycles(rows, inputs_) >= kPackingWorthSplitting)
+    parallel(tiles, pack_tile);
+  else
+    for (int64_t tile = 0; tile < tiles; ++tile) pack_tile(tile);
+  parallel(tiles * parts, [&](int64_t task) { multiply(task / parts, part(panels, task % parts, parts)); });
+}
+
+}  // namespace slim

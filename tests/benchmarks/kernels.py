@@ -1,0 +1,246 @@
+"""How fast SlimLinear is against ONNX Runtime's own int8 and float products of the same shape, in turns.
+
+python tests/benchmarks/kernels.py --tokens 1,128 --threads 1 --patterns dense,4x1:0.8,unstructured:0.9 --json F
+
+Shares of the machine's peaks are given as operations and weight bytes a second, not in percent: what the peaks are
+is another measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+from onnx.onnx_pb import ModelProto, NodeProto, TensorProto
+
+from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
+from optimum_slim.kernels.library import isa, library_path, register
+from optimum_slim.kernels.packing import pack
+from optimum_slim.kernels.pattern import PATTERNS
+
+SHAPES = "384x384,384x1536,1536x384,768x768,768x3072,3072x768,2048x2048,2048x8192"
+CASES = "dense,4x1:0.8,4x1:0.9,4x2:0.8,4x2:0.9,4x4:0.8,4x4:0.9,unstructured:0.5,unstructured:0.8,unstructured:0.9,2:4"
+LINE = (
+    "{pattern:>12} {sparsity:<5}{group_size!s:>5} {tokens:>4} rows {threads} threads {k:>5} x {n:<5}"
+    "{ms:9.4f} ms {ratio_vs_int8:6.2f} int8 {ratio_vs_fp32:6.2f} fp32"
+)
+ROUNDS = 9
+SECONDS_OF_ROUND = 0.006
+
+# A layer that is run alone stays in the nearest cache, and the cost of Session.run hides its own: with few rows this
+# many weights are spread over equal layers.
+WEIGHTS_OF_FEW_ROWS = 4_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default="1,16,128,384")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--patterns", default=CASES, help="names, or name:sparsity, or name:sparsity:group_size")
+    parser.add_argument("--shapes", default=SHAPES, help="inputs x outputs")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path, help="where the rows go")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for threads in map(int, arguments.threads.split(",")):
+        for tokens in map(int, arguments.tokens.split(",")):
+            for shape in arguments.shapes.split(","):
+                k, n = map(int, shape.split("x"))
+                for row in measure(arguments.patterns.split(","), tokens, threads, k, n, arguments.rounds):
+                    rows.append(row)
+                    print(LINE.format(**row), flush=True)
+    print_means(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, Any]:
+    flags = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model name"))
+    ]
+    return {
+        "isa": isa(),
+        "cpu": sorted({line.split(":", 1)[1].strip() for line in flags}),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "onnx": onnx.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def measure(cases: list[str], tokens: int, threads: int, k: int, n: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """One row for each case; all of them and both rivals take turns in every round."""
+    rng = np.random.default_rng(0)
+    copies = max(1, WEIGHTS_OF_FEW_ROWS // (k * n)) if tokens < 16 else 1
+    x = rng.standard_normal((tokens, k), np.float32)
+    models = {"int8": int8_model(rng, k, n, copies), "fp32": float_model(rng, k, n, copies)}
+    models |= {case: slim_model(rng, case, k, n, copies) for case in cases}
+    runs = {name: runner(model, x, threads) for name, model in models.items()}
+    times = in_turns(runs, rounds)
+    for case in cases:
+        name, sparsity, group_size = parsed(case)
+        seconds = statistics.median(times[case]) / copies
+        yield {
+            "pattern": name,
+            "sparsity": sparsity,
+            "group_size": group_size,
+            "tokens": tokens,
+            "threads": threads,
+            "k": k,
+            "n": n,
+            "ms": round(seconds * 1e3, 5),
+            "ratio_vs_int8": round(ratio(times["int8"], times[case]), 3),
+            "ratio_vs_fp32": round(ratio(times["fp32"], times[case]), 3),
+            "gop_s": round(2e-9 * tokens * k * n * (1 - sparsity) / seconds, 1),
+            "gb_s": round(1e-9 * k * n * (1 - sparsity) / seconds, 2),
+        }
+
+
+def parsed(case: str) -> tuple[str, float, int | None]:
+    name = next(name for name in sorted(PATTERNS, key=len, reverse=True) if case.split(":0")[0] == name)
+    rest = case.removeprefix(name).strip(":").split(":")
+    sparsity = 0.5 if name == "2:4" else float(rest[0] or 0)
+    return name, sparsity, int(rest[1]) if len(rest) > 1 else None
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of one run of each, a list over rounds."""
+    repeats = {}
+    for name, run in runs.items():
+        run()
+        begun = time.perf_counter()
+        run()
+        repeats[name] = max(1, int(SECONDS_OF_ROUND / max(time.perf_counter() - begun, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            for _ in range(repeats[name]):
+                run()
+            times[name].append((time.perf_counter() - begun) / repeats[name])
+    return times
+
+
+def runner(model: ModelProto, x: np.ndarray, threads: int) -> Callable[[], Any]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Waiting workers of one session that spin would slow the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not register(options):
+        raise SystemExit("the kernels' library is needed")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(["y0"], {"x": x})
+
+
+def slim_model(rng: np.random.Generator, case: str, k: int, n: int, copies: int) -> ModelProto:
+    name, sparsity, group_size = parsed(case)
+    op_type = "SlimLinear" if group_size is None else "SlimLinearGrouped"
+    groups = 1 if group_size is None else k // group_size
+
+    def layer(i: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+        mask, values = pack(pruned(rng, name, sparsity, k, n), name)
+        tensors = {
+            f"mask{i}": mask,
+            f"values{i}": values,
+            f"scale{i}": rng.random((n, groups), np.float32) * np.float32(1e-3),
+            f"bias{i}": rng.standard_normal(n, np.float32),
+        }
+        return [slim_node(op_type, ["x", *tensors], f"y{i}", k, n, name, group_size)], tensors
+
+    return stacked(layer, k, n, copies, [op_type])
+
+
+def pruned(rng: np.random.Generator, name: str, sparsity: float, k: int, n: int) -> np.ndarray:
+    """Random weights with blocks dropped at random (2:4: two of every four)."""
+    pattern = PATTERNS[name]
+    weight = rng.integers(1, 128, (n, k)).astype(np.int8) * rng.choice(np.array([-1, 1], np.int8), (n, k))
+    if name == "2:4":
+        order = rng.random((n, k // 4, 4)).argsort(axis=2).argsort(axis=2)
+        return weight * (order < 2).reshape(n, k)
+    kept = rng.random((n // pattern.outputs, k // pattern.inputs)) >= sparsity
+    return weight * np.repeat(np.repeat(kept, pattern.outputs, 0), pattern.inputs, 1)
+
+
+def int8_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelProto:
+    def layer(i: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+        tensors = {
+            f"weight{i}": rng.integers(-127, 128, (k, n)).astype(np.int8),
+            f"scale{i}": rng.random(n, np.float32) * np.float32(1e-3),
+            f"bias{i}": rng.standard_normal(n, np.float32),
+        }
+        inputs = ["x", f"weight{i}", f"scale{i}", "", f"bias{i}"]
+        return [helper.make_node("DynamicQuantizeMatMul", inputs, [f"y{i}"], domain="com.microsoft")], tensors
+
+    return stacked(layer, k, n, copies, [])
+
+
+def float_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelProto:
+    def layer(i: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
+        tensors = {
+            f"weight{i}": rng.standard_normal((k, n), np.float32),
+            f"bias{i}": rng.standard_normal(n, np.float32),
+        }
+        product = helper.make_node("MatMul", ["x", f"weight{i}"], [f"product{i}"])
+        return [product, helper.make_node("Add", [f"product{i}", f"bias{i}"], [f"y{i}"])], tensors
+
+    return stacked(layer, k, n, copies, [])
+
+
+def stacked(
+    layer: Callable[[int], tuple[list[NodeProto], dict[str, np.ndarray]]],
+    k: int,
+    n: int,
+    copies: int,
+    op_types: list[str],
+) -> ModelProto:
+    """A model of equal layers side by side, all fed from x."""
+    nodes: list[NodeProto] = []
+    tensors: dict[str, np.ndarray] = {}
+    for i in range(copies):
+        more_nodes, more_tensors = layer(i)
+        nodes += more_nodes
+        tensors |= more_tensors
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", k])],
+        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["rows", n]) for i in range(copies)],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    imports = [
+        helper.make_opsetid("", 18),
+        helper.make_opsetid("com.microsoft", 1),
+        helper.make_opsetid(DOMAIN, VERSION),
+    ]
+    return helper.make_model(graph, opset_imports=imports, functions=slim_functions(op_types), ir_version=9)
+
+
+def print_means(rows: list[dict[str, Any]]) -> None:
+    """Geometric means over the shapes."""
+    keys = ("pattern", "sparsity", "group_size", "tokens", "threads")
+    print(f"\n{library_path()}, {isa()}: geometric means over shapes")
+    for case in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        of_case = [row for row in rows if tuple(row[key] for key in keys) == case]
+        int8, fp32 = (
+            statistics.geometric_mean(row[key] for row in of_case) for key in ("ratio_vs_int8", "ratio_vs_fp32")
+        )
+        print(*(f"{key} {value}" for key, value in zip(keys, case, strict=True)), f"int8 {int8:.2f} fp32 {fp32:.2f}")
+
+
+if __name__ == "__main__":
+    main()

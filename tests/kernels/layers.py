@@ -1,0 +1,110 @@
+"""Random layers, models of one SlimLinear node, sessions, and what the node must compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime
+from onnx import helper, numpy_helper
+from onnx.onnx_pb import ModelProto, TensorProto
+
+from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
+from optimum_slim.kernels.library import register
+from optimum_slim.kernels.packing import pack
+from optimum_slim.kernels.pattern import PATTERNS
+
+TENSORS = ("mask", "values", "scale", "bias")
+
+
+@dataclass
+class Layer:
+    weight: np.ndarray  # int8 [N, K]
+    scale: np.ndarray
+    bias: np.ndarray
+    pattern: str
+    group_size: int | None = None
+
+    @property
+    def n(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def k(self) -> int:
+        return self.weight.shape[1]
+
+
+def random_layer(n: int, k: int, pattern: str, density: float = 0.4, group_size: int | None = None, seed=0) -> Layer:
+    """Blocks are kept at random; under `dense` all, under 2:4 at most two of four."""
+    rng = np.random.default_rng((seed, n, k))
+    weight = rng.integers(-128, 128, (n, k)).astype(np.int8)
+    groups = 1 if group_size is None else k // group_size
+    scale = (rng.random((n, groups), np.float32) + np.float32(0.5)) * np.float32(1e-3)
+    kept = np.ones((n, k), bool)
+    if pattern == "2:4":
+        ranks = rng.random((n, -(-k // 4), 4)).argsort(axis=2).argsort(axis=2)
+        kept = (ranks < 2).reshape(n, -1)[:, :k] & (rng.random((n, k)) < 2 * density)
+    elif pattern != "dense":
+        shape = PATTERNS[pattern]
+        blocks = rng.random((-(-n // shape.outputs), -(-k // shape.inputs))) < density
+        kept = np.repeat(np.repeat(blocks, shape.outputs, 0), shape.inputs, 1)[:n, :k]
+    return Layer(weight * kept, scale, rng.standard_normal(n, np.float32), pattern, group_size)
+
+
+def random_rows(*shape: int, seed=1) -> np.ndarray:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32)
+
+
+def slim_model(layer: Layer, activation: str = "", dims: list | None = None, functions: bool = True) -> ModelProto:
+    """A model of one node; dims are those of x, by default rows x K."""
+    op_type = f"SlimLinear{'' if layer.group_size is None else 'Grouped'}{activation}"
+    mask, values = pack(layer.weight, layer.pattern)
+    node = slim_node(op_type, ["x", *TENSORS], "y", layer.k, layer.n, layer.pattern, layer.group_size)
+    dims = dims or ["rows", layer.k]
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*dims[:-1], layer.n])],
+        [numpy_helper.from_array(a, name) for a, name in zip((mask, values, layer.scale, layer.bias), TENSORS)],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
+    bodies = slim_functions([op_type]) if functions else []
+    return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=9)
+
+
+def session(
+    model: ModelProto, registered: bool = True, threads: int = 1, optimized: str = ""
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized:
+        options.optimized_model_filepath = optimized
+    if registered:
+        assert register(options)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(layer: Layer, x: np.ndarray, activation: str = "", registered: bool = True, threads: int = 1) -> np.ndarray:
+    dims = [f"d{i}" for i in range(x.ndim - 1)] + [layer.k]
+    model = slim_model(layer, activation, dims, functions=not registered)
+    return session(model, registered, threads).run(None, {"x": x})[0]
+
+
+def expected(layer: Layer, x: np.ndarray) -> np.ndarray:
+    """FORMAT.md's numbers in numpy: sums in int64, everything else rounded to float32 in its order."""
+    full = np.float32(127)
+    groups = layer.scale.shape[1]
+    size = layer.k // groups
+    rows = x.reshape(-1, layer.k)
+    y = np.zeros((len(rows), layer.n), np.float32)
+    for group in range(groups):
+        of_group = slice(group * size, (group + 1) * size)
+        largest = np.maximum(np.abs(rows[:, of_group]).max(axis=1, keepdims=True), np.float32(1e-30))
+        quantized = np.round(rows[:, of_group] * (full / largest)).astype(np.int64)
+        sums = quantized @ layer.weight[:, of_group].T.astype(np.int64)
+        with np.errstate(over="ignore"):  # to infinity, like the kernel
+            y += (sums.astype(np.float32) * (largest / full)) * layer.scale[:, group]
+    return (y + layer.bias).reshape(*x.shape[:-1], layer.n)
