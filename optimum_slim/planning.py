@@ -181,11 +181,14 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
             for refusal in one.refusals(model.config, teacher)
         ]
         after = technique.shape_after(before) if not refusals else before
-        removes = getattr(technique, "ratio", None) or getattr(technique, "keep", None)
+        cuts = type(technique).shape_after is not Technique.shape_after
+        removes = cuts and (getattr(technique, "ratio", None) or getattr(technique, "keep", None))
         if removes and not refusals and after == before:
             refusals = ["it removes nothing from this model: what stays is rounded up to all there is"]
         mistakes += [f"steps.{index}.{name}: {refusal}" for refusal in refusals]
         reshape(model, after)
+        if not refusals:
+            technique.note(model)
         parameters = parameters_of(model)
         memory = BASE_BYTES + 4 * walked[-1].parameters
         memory += 4 * original if "teacher" in technique.asks() else 0

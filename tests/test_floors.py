@@ -10,11 +10,14 @@ import optimum_slim
 HOUSE = Path(optimum_slim.__file__).parent
 FLOORS = (
     "commands", "optimizer quantizer", "flow claims", "workspace", "planning", "recipe", "techniques deploy", "report",
-    "training", "tasks", "data", "model", "errors registration progress sources",
+    "training", "tasks", "data", "model", "errors registration progress sources kernels",
 )  # fmt: skip
 HEIGHT = {name: -number for number, names in enumerate(FLOORS) for name in names.split()}
 FILES = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
-SHARED = ("techniques.technique", "techniques.prune.importance")  # what techniques may import of their own floor
+SHARED = (  # what techniques may import of their own floor
+    "techniques.technique", "techniques.prune.importance", "techniques.sparsify.allocation",
+    "techniques.sparsify.masks", "techniques.sparsify.scores", "techniques.sparsify.settings",
+)  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:

@@ -13,11 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.model.anatomy import Block, anatomy_of, block_list, blocks_of
 from optimum_slim.model.shape import Shape, shape_of, write_shape
+from optimum_slim.model.sparsity import move_blocks
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Keeps only the blocks numbered in `kept`, in this order, and numbers them anew for the cache."""
     anatomy, blocks, sizes = anatomy_of(model), block_list(model), shape_of(model)
+    names = [block.name for block in blocks_of(model)]
     layer_types = getattr(model.config, "layer_types", None)
     model.base_model.set_submodule(anatomy.blocks, nn.ModuleList(blocks[index] for index in kept))
     if anatomy.layer_index:
@@ -27,6 +29,8 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     setattr(model.config, anatomy.layers_key, len(kept))
     if layer_types is not None:
         model.config.layer_types = [layer_types[index] for index in kept]
+    moved: dict[str, str | None] = dict.fromkeys(names)
+    move_blocks(model.config, moved | {names[index]: names[place] for place, index in enumerate(kept)})
     write_shape(model.config, Shape(tuple(sizes.blocks[index] for index in kept), sizes.head_dim))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.model.shape import Shape
 
@@ -33,6 +33,10 @@ class Technique:
     def shape_after(self, shape: Shape) -> Shape:
         """The shape that `apply` leads to: planning builds it on the meta device, `apply` cuts to it."""
         return shape
+
+    def note(self, model: PreTrainedModel) -> None:
+        """Writes into the model's config, in place, what later steps must know and no shape tells: planning calls it on
+        the empty model, `apply` on the real one."""
 
     def asks(self) -> tuple[str, ...]:
         """The supplies that `apply` wants, read from its signature."""

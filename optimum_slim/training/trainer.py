@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from optimum_slim.model.sparsity import sparse_weights
 from optimum_slim.progress import progress
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
@@ -54,6 +55,7 @@ class SlimTrainer(Trainer):
             train_dataset=list(data.examples),
             callbacks=[_Schedule(trained), _Saving(), _Progress()],
         )
+        self.add_callback(_Zeros(model))  # after the schedule, and after the model has moved to its device
         self.remove_callback(PrinterCallback)  # it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
@@ -102,6 +104,18 @@ class _Schedule(TrainerCallback):
             tensors = {name: torch.as_tensor(value).contiguous() for name, value in one.state().items()}
             if tensors:
                 save_file(tensors, folder / STATE_FILE.format(index=index))
+
+
+class _Zeros(TrainerCallback):
+    """Puts the zeros of sparse weights back after each step, whatever the gradient and AdamW's moments made of them.
+    They are taken from the model as it comes, not from a checkpoint, where another weight may be zero by chance."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.zeros = [(weight, weight == 0) for weight in sparse_weights(model).values()]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for weight, zeros in self.zeros:
+            weight.data.masked_fill_(zeros, 0)
 
 
 class _Saving(TrainerCallback):

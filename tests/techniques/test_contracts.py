@@ -13,12 +13,14 @@ Layers, Heads, FFN, KVHeads, Train, Logits, HiddenStates = map(
     technique_class,
     ("prune.layers", "prune.heads", "prune.ffn", "prune.kv_heads", "train", "distill.logits", "distill.hidden_states"),
 )
+Magnitude, Wanda, SparseGPT = map(technique_class, ("sparsify.magnitude", "sparsify.wanda", "sparsify.sparsegpt"))
 
 
 def learning(*losses, **settings):
     return Train(max_steps=2, batch_size=8, with_=losses, **settings)
 
 
+SPARSE = {"slim": {"version": 1, "sparsity": {"model.layers.0.mlp.down_proj.weight": "4x1"}}}
 SIX_HEADS = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3}
 
 # Name: the technique, and where it runs by default. The whole matrix is slow.
@@ -32,6 +34,9 @@ CASES = {
     "neurons refitted": (FFN(keep=48), ("distilbert", "gpt2")),
     "key/value heads dropped": (KVHeads(ratio=0.5), ("llama", "qwen3")),
     "key/value heads merged": (KVHeads(keep=1, how="merge"), ("mistral", "qwen2")),
+    "smallest weights": (Magnitude(pattern="4x4"), ("xlm-roberta",)),
+    "weights by Wanda": (Wanda(pattern="4x1", allocation="owl"), ("distilbert", "mistral")),
+    "weights by SparseGPT": (SparseGPT(targets=("ffn",)), ("gpt2",)),
     "training": (learning(Logits(), HiddenStates(), labels=0.5), ("distilbert", "llama", "gpt2", "opt")),
 }
 IDLE = (
@@ -42,6 +47,9 @@ IDLE = (
     FFN(ratio=0.0, round_to=7),
     KVHeads(ratio=0.0),
     KVHeads(keep=2, how="merge"),
+    Magnitude(ratio=0.0),
+    Wanda(ratio=0.0, pattern="4x4", allocation="global"),
+    SparseGPT(ratio=0.0, pattern="4x1"),
 )
 
 
@@ -88,6 +96,10 @@ REFUSED = [
     (Layers(which=[0, 5]), "bert", {}, "which: there is no layer 5; the model has layers 0 to 2"),
     (Layers(ratio=0.5), "gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales attention by a layer's number"),
     (learning(labels=1.0), "xlm-roberta", {}, "an embedder has no loss of its own"),
+    (Wanda(targets=("ffn", "*.down_proj")), "bert", {}, "targets: '*.down_proj' matches no linear; give attention"),
+    (Magnitude(ignore=("lm_head",)), "gpt2", {}, "ignore: 'lm_head' matches no linear"),
+    (SparseGPT(targets=("*.q_proj",), ignore=("attention",)), "llama", {}, "ignore leaves none of the linears"),
+    *((one, "llama", SPARSE, "sparsity must come") for one in (FFN(ratio=0.5), Heads(ratio=0.5), KVHeads(keep=1))),
 ]
 
 

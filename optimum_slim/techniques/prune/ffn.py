@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches, grams_in_turn
 from optimum_slim.model.shape import Shape, shape_of
+from optimum_slim.model.sparsity import why_not_cut
 from optimum_slim.model.surgery import keep_neurons
 from optimum_slim.techniques.prune.importance import (
     dense_weight,
@@ -38,6 +39,9 @@ class PruneFFN(Technique):
         yield from mistakes_in_amount(self.ratio, self.keep)
         if self.round_to < 1:
             yield f"round_to must be at least 1, not {self.round_to}"
+
+    def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
+        yield from why_not_cut(config)
 
     def shape_after(self, shape: Shape) -> Shape:
         return shape.with_each(lambda b: replace(b, ffn=kept_of(b.ffn, self.ratio, self.keep, self.round_to)))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches, grams_in_turn
 from optimum_slim.model.shape import BlockShape, Shape, shape_of
+from optimum_slim.model.sparsity import why_not_cut
 from optimum_slim.model.surgery import keep_heads
 from optimum_slim.techniques.prune.importance import (
     dense_weight,
@@ -39,7 +40,8 @@ class PruneHeads(Technique):
     def mistakes(self) -> Iterator[str]:
         yield from mistakes_in_amount(self.ratio, self.keep)
 
-    def refusals(self, config: object, shape: Shape) -> Iterator[str]:
+    def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
+        yield from why_not_cut(config)
         uneven = [b for b in shape.blocks if self.keep is not None and b.kv_heads < b.heads and self.keep % b.kv_heads]
         if uneven:
             yield f"keep must be a multiple of the {uneven[0].kv_heads} key/value heads, not {self.keep}"

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from optimum_slim.data.statistics import Batches, grams_in_turn
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import BlockShape, Shape, shape_of
+from optimum_slim.model.sparsity import why_not_cut
 from optimum_slim.model.surgery import keep_heads, merge_kv_heads
 from optimum_slim.techniques.prune.importance import (
     dense_weight,
@@ -39,6 +40,7 @@ class PruneKVHeads(Technique):
         yield from mistakes_in_amount(self.ratio, self.keep)
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
+        yield from why_not_cut(config)
         if anatomy_of(config).kv_heads_key is None:
             yield f"{config.model_type} has no key/value heads apart from its heads; use prune.heads"
             return
