@@ -18,6 +18,8 @@ _PUBLIC = {
     "slim": "optimum_slim.flow",
     "SlimOptimizer": "optimum_slim.optimizer",
     "SlimQuantizer": "optimum_slim.quantizer",
+    "session_options": "optimum_slim.kernels.session",
+    "register": "optimum_slim.kernels.library",
     "load_recipe": "optimum_slim.recipe",
     "read_recipe": "optimum_slim.recipe",
     "Recipe": "optimum_slim.recipe",

@@ -18,6 +18,7 @@ from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
 from optimum_slim.deploy.choose import choose_precision
 from optimum_slim.deploy.export import export_folder, onnx_bytes
+from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
@@ -191,7 +192,8 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     say("exporting the slim model")
     fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
-    chosen = choose_precision(fp32, work.kept("precision"), recipe.deploy, plan.validation, plan.causal)
+    candidates = work.kept("precision")
+    chosen, decided = choose_precision(model, fp32, candidates, recipe.deploy, plan.validation, plan.causal)
 
     folder = work.scratch("final")
     save_model(model, folder, plan.tokenizer)
@@ -202,13 +204,13 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     report.verify = verify(model, fp32, folder, type(task))
     say("measuring quality and speed")
     report.task = task.name
-    report.recipe = _completed(plan, chosen.name)
+    report.recipe = _completed(plan, decided)
     report.model = _model_row(plan)
     report.data = _data_row(plan)
     report.environment = environment() | {"threads_of_training": recipe.threads}
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
     path = folder / "model.onnx"
-    report.final |= {"precision": chosen.name, "parts": file_parts(path), "layers": layer_rows(path)}
+    report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
     (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
     report.write(folder)
     write_card(report, folder)
@@ -220,7 +222,10 @@ def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Pat
     """The rows of the original, of Optimum's int8 and of the result: size, quality, speed, memory."""
     kind, target, threads = type(plan.task), plan.recipe.deploy.target, plan.recipe.threads
     files = {"original": original.folder, "baseline_int8": original.int8, "final": folder}
-    times = benchmark({name: path / "model.onnx" for name, path in files.items()}, target, plan.causal)
+    timed = {name: path / "model.onnx" for name, path in files.items()}
+    if uses_kernels(timed["final"]):
+        timed["without_kernels"] = timed["final"]
+    times = benchmark(timed, target, plan.causal, without_kernels=("without_kernels",))
     before = load_model(plan.folder)
     rows: dict[str, Row] = {}
     for name, path in files.items():
@@ -234,12 +239,19 @@ def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Pat
             **latency_row(times[name]),
             "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
         }
-    for row, fp32, int8, ours in zip(rows["final"]["latency"], *times.values(), strict=True):
+    for row, *compared in zip(rows["final"]["latency"], *(times[name] for name in files), strict=True):
+        fp32, int8, ours = compared
         row["speedup"] = {
             "vs_fp32": speedup(fp32["rounds"], ours["rounds"]),
             "vs_optimum_int8": speedup(int8["rounds"], ours["rounds"]),
         }
     rows["final"]["speedup"] = rows["final"]["latency"][0]["speedup"]
+    if "without_kernels" in times:
+        alone = {
+            "latency": latency_row(times["without_kernels"])["latency"],
+            "speedup": speedup(times["original"][0]["rounds"], times["without_kernels"][0]["rounds"]),
+        }
+        rows["final"]["without_kernels"] = alone
     return rows["original"], rows["baseline_int8"], rows["final"]
 
 
@@ -264,9 +276,9 @@ def _data_row(plan: Plan) -> Row:
     return {"name": told_name(source), "local": local, "sha256": plan.texts.fingerprint}
 
 
-def _completed(plan: Plan, precision: str) -> Row:
+def _completed(plan: Plan, decided: Row) -> Row:
     """The recipe as it ran: every default and every measured decision, without a path of this machine."""
-    recipe = replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided={"precision": precision}))
+    recipe = replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided=decided))
     content = recipe.complete()
     for place, key in ((content, "model"), (content, "teacher"), (content["data"], "source")):
         place[key] = place[key] and told_name(place[key])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from optimum_slim.commands.bench import BenchCommand
+from optimum_slim.commands.kernels import KernelsCommand
 from optimum_slim.commands.list import ListCommand
 from optimum_slim.commands.plan import PlanCommand
 from optimum_slim.commands.push import PushCommand
@@ -20,5 +21,6 @@ class SlimCommand(BaseOptimumCLICommand):
         CommandInfo(name="bench", help="Compare the speed of models.", subcommand_class=BenchCommand),
         CommandInfo(name="verify", help="Measure a card's claims again.", subcommand_class=VerifyCommand),
         CommandInfo(name="push", help="Put a finished folder on the Hub.", subcommand_class=PushCommand),
+        CommandInfo(name="kernels", help="Show what runs SlimLinear on this CPU.", subcommand_class=KernelsCommand),
         CommandInfo(name="list", help="Show techniques and shipped recipes.", subcommand_class=ListCommand),
     )

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,16 @@ class Target:
                     yield batch, tokens, threads
 
 
-def benchmark(files: Mapping[str, Path], target: Target, decoder: bool) -> dict[str, list[dict[str, Any]]]:
+def benchmark(
+    files: Mapping[str, Path], target: Target, decoder: bool, without_kernels: Collection[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
     """Times each file at each point of the target.
 
     Args:
         files: ONNX files by name. The first is what the others are compared with.
         target: the points to measure.
         decoder: the files have a cache: also time one token after `tokens` of context (`phase: decode`).
+        without_kernels: names whose SlimLinear layers ONNX Runtime runs by its own operators.
 
     Returns:
         For each file rows `{phase, batch, tokens, threads, p50, p90, p99, rounds}`: milliseconds of one call,
@@ -60,7 +63,10 @@ def benchmark(files: Mapping[str, Path], target: Target, decoder: bool) -> dict[
     """
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in files}
     for threads in target.threads:
-        sessions = {n: onnxruntime.InferenceSession(str(f), session_options(threads)) for n, f in files.items()}
+        sessions = {
+            name: onnxruntime.InferenceSession(str(file), session_options(threads, name not in without_kernels))
+            for name, file in files.items()
+        }
         for batch, tokens, _ in (point for point in target.points() if point[2] == threads):
             for phase in ("prefill", "decode") if decoder else ("forward",):
                 timed = _interleaved(sessions, phase, batch, tokens)
@@ -138,7 +144,7 @@ def resident_bytes(path: Path, batch: int, tokens: int) -> int | None:
 def _interleaved(sessions: Mapping[str, Any], phase: str, batch: int, tokens: int) -> dict[str, list[np.ndarray]]:
     inputs = {name: feeds(session, phase, batch, tokens) for name, session in sessions.items()}
     if phase == "decode":
-        inputs = {name: _with_cache(session, inputs[name], batch, tokens) for name, session in sessions.items()}
+        inputs = {name: with_cache(session, inputs[name], batch, tokens) for name, session in sessions.items()}
     timed: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
     for name, session in sessions.items():
         session.run(None, inputs[name])
@@ -151,7 +157,7 @@ def _interleaved(sessions: Mapping[str, Any], phase: str, batch: int, tokens: in
     return timed
 
 
-def _with_cache(session: Any, inputs: dict[str, np.ndarray], batch: int, tokens: int) -> dict[str, np.ndarray]:
+def with_cache(session: Any, inputs: dict[str, np.ndarray], batch: int, tokens: int) -> dict[str, np.ndarray]:
     """The true cache of `tokens` of context, whose sizes a graph with symbolic dimensions does not tell."""
     outputs = session.run(None, feeds(session, "prefill", batch, tokens))
     cache = {

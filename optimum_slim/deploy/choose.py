@@ -8,45 +8,58 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedModel
+
 from optimum_slim.deploy.benchmark import Target, benchmark
 from optimum_slim.deploy.export import onnx_bytes
+from optimum_slim.deploy.measure import fastest_patterns
 from optimum_slim.deploy.precision import PRECISIONS
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
+from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics, loss_of_quality
+
+WORTH_A_LIBRARY = 1.1  # so much faster must int8-rows be to be chosen: without our kernels it is a little slower
 
 
 @dataclass(frozen=True)
 class Deploy:
     """How the slim model becomes the ONNX file that is served."""
 
-    precision: Literal["auto", "fp32", "int8-dynamic", "int8-weights"] = "auto"  # auto tries all, keeps the fastest
+    precision: Literal["auto", "fp32", "int8-dynamic", "int8-rows", "int8-weights"] = "auto"  # auto: fastest of all
+    group_size: int | None = None  # int8-rows: inputs that share a scale, e.g. 64; null: all inputs of a row
     target: Target = field(default_factory=Target)  # the loads to be fast at
-    sparse: Literal["auto", "never"] = "auto"  # layers run sparse where that is measured to be faster
+    sparse: Literal["auto", "never", "always"] = "auto"  # int8-rows: zeros are left out where that is measured faster
     max_quality_loss: float | None = 0.02  # what precision may cost on validation; null accepts any
     decided: dict[str, Any] | None = None  # written by a run: what was measured and chosen; a re-run obeys it
 
     def mistakes(self) -> Iterator[str]:
         if self.max_quality_loss is not None and self.max_quality_loss < 0:
             yield f"max_quality_loss must be at least 0, not {self.max_quality_loss}"
+        if self.group_size is not None and (self.group_size < 4 or self.group_size % 4):
+            yield f"group_size must be a multiple of 4, not {self.group_size}"
         chosen = (self.decided or {}).get("precision")
         if chosen is not None and chosen not in PRECISIONS:
             yield f"decided.precision must be one of {', '.join(PRECISIONS)}, not {chosen!r}"
 
 
-def choose_precision(source: Path, work: Path, deploy: Deploy, validation: Evaluation | None, causal: bool) -> Path:
+def choose_precision(
+    model: PreTrainedModel, source: Path, work: Path, deploy: Deploy, validation: Evaluation | None, causal: bool
+) -> tuple[Path, dict[str, Any]]:
     """Makes the wanted precision, or for `auto` all of them, and decides.
 
     Args:
-        source: folder of the slim model's fp32 export, with its config.json.
+        model: the slim model.
+        source: folder of its fp32 export, with its config.json.
         work: where the candidates are made, a folder each.
         deploy: the settings.
         validation: texts to judge on; none where the recipe has no data.
         causal: the model has a cache, and decoding counts.
 
     Returns:
-        The folder of the chosen candidate; its name is the precision.
+        The folder of the chosen candidate, and what was decided, for `Deploy.decided`: its `precision`, and for sparse
+        weights their `patterns`.
 
     Raises:
         QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`.
@@ -54,9 +67,16 @@ def choose_precision(source: Path, work: Path, deploy: Deploy, validation: Evalu
     decided = (deploy.decided or {}).get("precision", "auto")
     fixed = decided if deploy.precision == "auto" else deploy.precision
     names = list(PRECISIONS) if fixed == "auto" else [fixed]
-    folders = {name: make_precision(source, work / name, name) for name in names}
+    patterns = choose_patterns(model, deploy, causal) if "int8-rows" in names else {}
+    made = {name: _options(name, deploy, patterns) for name in names}
+    folders = {name: make_precision(source, work / name, name, **options) for name, options in made.items()}
+
+    def chosen(name: str) -> tuple[Path, dict[str, Any]]:
+        sparse = {"patterns": patterns} if patterns and name == "int8-rows" else {}
+        return folders[name], {"precision": name, **sparse}
+
     if len(names) == 1 and (deploy.max_quality_loss is None or validation is None or fixed == "fp32"):
-        return folders[fixed]
+        return chosen(fixed)
     losses = quality_losses(source, folders, validation)
     limit = deploy.max_quality_loss
     good = [name for name in names if limit is None or losses[name] <= limit]
@@ -67,20 +87,44 @@ def choose_precision(source: Path, work: Path, deploy: Deploy, validation: Evalu
             "(auto tries all), raise max_quality_loss, or set it to null; the same command with --set goes on from here"
         )
     if len(good) == 1:
-        return folders[good[0]]
+        return chosen(good[0])
     first = Target(deploy.target.tokens[:1], deploy.target.batch[:1], deploy.target.threads[:1])
     times = benchmark({name: folders[name] / "model.onnx" for name in good}, first, causal)
-    # A decoder spends its time on single tokens; of equally fast files the smaller wins.
-    return folders[min(good, key=lambda name: (times[name][-1]["p50"], onnx_bytes(folders[name] / "model.onnx")))]
+
+    def slowness(name: str) -> tuple[float, int]:
+        # A decoder spends its time on single tokens; of equally fast files the smaller wins.
+        handicap = WORTH_A_LIBRARY if name == "int8-rows" else 1.0
+        return times[name][-1]["p50"] * handicap, onnx_bytes(folders[name] / "model.onnx")
+
+    return chosen(min(good, key=slowness))
 
 
-def make_precision(source: Path, folder: Path, name: str) -> Path:
-    """A folder that an ORTModel loads, with the file in the named precision."""
+def choose_patterns(model: PreTrainedModel, deploy: Deploy, causal: bool) -> dict[str, str]:
+    """How each sparse weight is stored and run: in its pattern where that is measured to be faster, else dense."""
+    known = sparsity_in(model.config)
+    if deploy.sparse == "never" or not known:
+        return {}
+    if deploy.sparse == "always":
+        return known
+    decided = (deploy.decided or {}).get("patterns")
+    if decided is not None:
+        return {name: decided.get(name, "dense") for name in known}
+    target = deploy.target
+    rows = target.batch[0] * (1 if causal else target.tokens[0])
+    return fastest_patterns(model, rows, target.threads[0])
+
+
+def _options(name: str, deploy: Deploy, patterns: dict[str, str]) -> dict[str, Any]:
+    return {"group_size": deploy.group_size, "patterns": patterns} if name == "int8-rows" else {}
+
+
+def make_precision(source: Path, folder: Path, name: str, **options: Any) -> Path:
+    """A folder that an ORTModel loads, with the file in the named precision; `options` as `PRECISIONS[name]` takes."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for file in source.glob("*.json"):
         shutil.copyfile(file, folder / file.name)
-    PRECISIONS[name](source / "model.onnx", folder / "model.onnx")
+    PRECISIONS[name](source / "model.onnx", folder / "model.onnx", **options)
     return folder
 
 

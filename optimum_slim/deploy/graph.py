@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -97,7 +99,7 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
         add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
         for gather in gathers:
             ids, output = gather.input[1], gather.output[0]
-            _replace_node(
+            replace_node(
                 graph,
                 gather,
                 helper.make_node("Gather", [integers, ids], [f"{output}.rows"], name=f"{gather.name}.rows"),
@@ -134,7 +136,7 @@ def share_embedding_blocks(graph: onnx.ModelProto, tied: dict[str, str], block: 
                 gather_axis=0,
                 quantize_axis=1,
             )
-            _replace_node(graph, gather, node)
+            replace_node(graph, gather, node)
         shaped = stored_array(graph, scales).reshape(vocabulary, hidden // block)
         graph.graph.initializer.remove(initializer(graph, scales))
         add_initializer(graph, scales, shaped)
@@ -169,6 +171,24 @@ def add_initializer(graph: onnx.ModelProto, name: str, value: np.ndarray) -> Non
     graph.graph.initializer.append(numpy_helper.from_array(value, name))
 
 
+def add_constant(graph: onnx.ModelProto, name: str, value: np.ndarray) -> None:
+    """A small value that is no weight, as a node."""
+    node = helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.asarray(value)))
+    graph.graph.node.insert(0, node)
+
+
+def opset_of(graph: onnx.ModelProto) -> int:
+    return next(one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
+
+
+def add_functions(graph: onnx.ModelProto, functions: Sequence[onnx.FunctionProto]) -> None:
+    """Adds model-local functions, in place, and says which version of their domain is meant."""
+    graph.functions.extend(functions)
+    known = {one.domain for one in graph.opset_import}
+    graph.opset_import.extend(helper.make_opsetid(domain, 1) for domain in {f.domain for f in functions} - known)
+    graph.ir_version = max(graph.ir_version, 8)  # the first with functions
+
+
 def replace_input(graph: onnx.ModelProto, old: str, new: str) -> None:
     for node in graph.graph.node:
         for at, name in enumerate(node.input):
@@ -188,7 +208,7 @@ def _constants(graph: onnx.ModelProto) -> set[str]:
     return made | {tensor.name for tensor in graph.graph.initializer}
 
 
-def _replace_node(graph: onnx.ModelProto, old: onnx.NodeProto, *new: onnx.NodeProto) -> None:
+def replace_node(graph: onnx.ModelProto, old: onnx.NodeProto, *new: onnx.NodeProto) -> None:
     at = list(graph.graph.node).index(old)
     graph.graph.node.remove(old)
     for offset, node in enumerate(new):

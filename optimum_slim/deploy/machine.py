@@ -10,8 +10,10 @@ from pathlib import Path
 
 import onnxruntime
 
+from optimum_slim.kernels.library import library_path, register
+
 _TOLD = ("optimum-slim", "onnxruntime", "optimum", "optimum-onnx", "transformers", "torch", "onnx", "numpy")
-_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi", "avx512_bf16", "amx_int8",
+_FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512vbmi", "avx512_bf16", "amx_int8",
           "asimddp", "i8mm", "sve")  # fmt: skip
 
 
@@ -43,9 +45,17 @@ def environment() -> dict[str, object]:
     }
 
 
-def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options for measuring: workers that wait by spinning would slow the next session in the same process."""
+def session_options(threads: int, kernels: bool = True) -> onnxruntime.SessionOptions:
+    """Options for measuring: workers that wait by spinning would slow the next session in the same process. SlimLinear
+    runs by our kernels where they are built, as for those who load with `optimum_slim.session_options()`.
+
+    Args:
+        threads: of one inference; 0: ONNX Runtime's choice.
+        kernels: False leaves SlimLinear to ONNX Runtime's own operators, as where optimum-slim is not installed.
+    """
     options = onnxruntime.SessionOptions()
+    if kernels and library_path() is not None:
+        register(options)
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from optimum_slim.deploy.attention import fold_scales, fuse_attention
 from optimum_slim.deploy.export import EXTERNAL_DATA_BYTES, onnx_bytes, save_onnx
+from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
     fold_transposed_weights,
     quantize_embeddings,
@@ -19,15 +21,16 @@ from optimum_slim.deploy.graph import (
     sum_residuals,
     tied_heads,
 )
+from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.machine import multiplies_int8_exactly
+from optimum_slim.deploy.norms import fuse_residual_norms
 
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
 
 
 def fp32(source: Path, target: Path) -> None:
     """Floats stay; only the graph is made faster."""
-    graph = onnx.load(source)
-    sum_residuals(graph)
+    graph = _prepared(source)
     share_embeddings(graph, tied_heads(graph))
     save_onnx(graph, target)
 
@@ -36,8 +39,7 @@ def int8_dynamic(source: Path, target: Path) -> None:
     """int8 weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
     arXiv:1712.05877, as ONNX Runtime's dynamic quantization). Products of two activations stay float: they are small,
     and quantizing them costs the most accuracy."""
-    graph = onnx.load(source)
-    sum_residuals(graph)
+    graph = _prepared(source)
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     large = onnx_bytes(source) > EXTERNAL_DATA_BYTES
@@ -62,8 +64,7 @@ def int8_weights(source: Path, target: Path) -> None:
     (MatMulNBits): for decoders, which one activation scale per tensor ruins."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    graph = onnx.load(source)
-    sum_residuals(graph)
+    graph = _prepared(source)
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
@@ -78,11 +79,39 @@ def int8_weights(source: Path, target: Path) -> None:
     save_onnx(quantized, target)
 
 
-PRECISIONS: dict[str, Callable[[Path, Path], None]] = {
+def int8_rows(
+    source: Path, target: Path, group_size: int | None = None, patterns: Mapping[str, str] | None = None
+) -> None:
+    """int8 linears whose activations have a scale per row, or per row and group of inputs (SlimLinear), so that one
+    large value ruins no other row.
+
+    Args:
+        group_size: inputs that share a scale; default: all inputs of a row.
+        patterns: of the weights that run sparse, by torch name.
+    """
+    graph = _prepared(source)
+    fuse_residual_norms(graph)
+    fuse_attention(graph)
+    lower(graph, patterns or {}, group_size)
+    quantize_embeddings(graph, {})
+    save_onnx(graph, target)
+
+
+PRECISIONS: dict[str, Callable[..., None]] = {
     "fp32": fp32,
     "int8-dynamic": int8_dynamic,
+    "int8-rows": int8_rows,
     "int8-weights": int8_weights,
 }
+
+
+def _prepared(source: Path) -> onnx.ModelProto:
+    """The fp32 graph with less to compute, whatever the precision will be."""
+    graph = onnx.load(source)
+    sum_residuals(graph)
+    freeze_shapes(graph)
+    fold_scales(graph)
+    return graph
 
 
 def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:

@@ -25,12 +25,15 @@ CLOSE = 1e-3  # of the largest output: fp32 exports agree to 1e-6, and a wrong w
 
 
 def load_ort(folder: Path, task: type[Task], threads: int = 0) -> Any:
-    """The stock ORTModel of a folder. It never imports or needs optimum-slim.
+    """The stock ORTModel of a folder; SlimLinear layers run by our kernels where they are built.
+
+    Args:
+        threads: of one inference; 0: ONNX Runtime's choice.
 
     Raises:
         ModelError: it does not load.
     """
-    options = session_options(threads) if threads else None
+    options = session_options(threads)
     try:
         return getattr(optimum.onnxruntime, task.ort_class).from_pretrained(folder, session_options=options)
     except Exception as error:

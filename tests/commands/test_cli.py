@@ -12,6 +12,7 @@ import yaml
 
 import optimum_slim
 from optimum_slim.commands.slim import SlimCommand
+from optimum_slim.kernels.library import library_path
 from optimum_slim.model.checkpoint import load_model
 from optimum_slim.planning import planned
 from optimum_slim.recipe import load_recipe, shipped_recipes
@@ -97,6 +98,20 @@ def test_list_names_every_technique_and_recipe(here):
     for row in found["techniques"] + found["recipes"]:
         assert len(row["what"]) > 20
     assert all(row["helps"] for row in found["techniques"])
+
+
+@pytest.mark.skipif(library_path() is None, reason="the kernels are not built here")
+def test_kernels_tells_what_runs_here_and_that_it_computes_right(here):
+    found = json.loads(here("kernels", "--json").stdout)
+    assert found["chosen"] == found["supported"][0]
+    assert found["supported"][-1] == "portable"
+    assert set(found["self_test"]) == set(found["supported"])
+    assert all(found["self_test"].values())
+
+
+def test_without_kernels_it_is_told_what_to_do(here, monkeypatch):
+    monkeypatch.setattr("optimum_slim.kernels.library.library_path", lambda: None)
+    assert "Reinstall optimum-slim where a C++ compiler is found" in here("kernels", code=2).stderr
 
 
 def test_plan_tells_what_planning_found(here, folder):

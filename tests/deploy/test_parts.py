@@ -15,7 +15,7 @@ from optimum_slim.tasks import task_named
 from tests.tiny import FAMILIES, tiny
 
 SHOWN = ("bert", "llama", "qwen2", "gpt2")  # qwen2's and gpt2's heads read their embeddings
-STORED = {"fp32": "fp32", "int8-dynamic": "int8", "int8-weights": "8-bit blocks"}
+STORED = {"fp32": "fp32", "int8-dynamic": "int8", "int8-rows": "int8", "int8-weights": "8-bit blocks"}
 
 
 def uneven(family):

@@ -1,0 +1,50 @@
+"""The sum of a residual and the norm that reads it, as one node."""
+
+from __future__ import annotations
+
+import onnx
+
+from optimum_slim.deploy.glue import can_be_observed, observed
+from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
+from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node
+
+
+def fuse_residual_norms(graph: onnx.ModelProto) -> int:
+    """Makes each Sum of two values of one shape, and the LayerNormalization that alone reads it, one SlimResidualNorm,
+    in place; returns how many."""
+    pairs = _sums_and_norms(graph)
+    if not pairs or not can_be_observed(graph):
+        return 0
+    seen = observed(graph, [name for add, _ in pairs for name in add.input])
+    made = 0
+    for add, norm in pairs:
+        # Embeddings of positions, which are the same for all texts, are no residual.
+        if any(run[add.input[0]].shape != run[add.input[1]].shape for run in seen):
+            continue
+        epsilon = next((one.f for one in norm.attribute if one.name == "epsilon"), 1e-5)
+        inputs = [*add.input, *norm.input[1:]]
+        replace_node(graph, norm, residual_norm_node(inputs, norm.output[0], epsilon, norm.name))
+        graph.graph.node.remove(add)
+        made += 1
+    if made:
+        add_functions(graph, [residual_norm_function(opset_of(graph))])
+    return made
+
+
+def _sums_and_norms(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
+    producers = {output: node for node in graph.graph.node for output in node.output}
+    read = [name for node in graph.graph.node for name in node.input] + [value.name for value in graph.graph.output]
+    pairs = []
+    for norm in [node for node in graph.graph.node if node.op_type == "LayerNormalization"]:
+        add = producers.get(norm.input[0])
+        last_axis = all(one.i == -1 for one in norm.attribute if one.name == "axis")
+        whole = last_axis and len(norm.input) == 3 and len(norm.output) == 1
+        if (
+            whole
+            and add is not None
+            and add.op_type == "Sum"
+            and len(add.input) == 2
+            and read.count(add.output[0]) == 1
+        ):
+            pairs.append((add, norm))
+    return pairs

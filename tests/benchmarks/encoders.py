@@ -1,0 +1,147 @@
+"""Sparse encoders end to end, against ONNX Runtime's best int8: through stock ORTModels, kernels registered or not.
+
+python tests/benchmarks/encoders.py --minilm FOLDER [--tokens 128] [--threads 1,2] [--json F]
+
+Weights are pruned in one shot by magnitude, without training: speed and size are measured, not quality. BERT 6x768 has
+random weights. Peers in environments of their own read the fp32 file that --keep leaves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from optimum.onnxruntime import ORTModelForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+import optimum_slim
+from optimum_slim.deploy.baseline import optimum_int8
+from optimum_slim.deploy.export import export_folder, onnx_bytes
+from optimum_slim.deploy.machine import environment, session_options
+from optimum_slim.deploy.precision import PRECISIONS, int8_rows
+from optimum_slim.kernels.library import isa
+from optimum_slim.model.sparsity import sparsity_in
+from optimum_slim.tasks.text_classification import TextClassification
+from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
+
+PATTERNS = (("4x4", 0.8), ("4x4", 0.9), ("4x1", 0.8), ("4x1", 0.9), ("unstructured", 0.9))
+ROUNDS = 15
+SECONDS = 0.05  # of repeated runs in a round
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minilm", help="folder of a MiniLM classifier")
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--keep", type=Path, help="where the folders stay; default: nowhere")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        root = arguments.keep or Path(scratch)
+        for model_name in ("bert-6x768", *(["minilm"] if arguments.minilm else [])):
+            folders = make_folders(model_name, arguments.minilm, root / model_name)
+            for threads in map(int, arguments.threads.split(",")):
+                rows += [{"model": model_name} | row for row in measure(folders, arguments.tokens, threads)]
+    machine = environment() | {"isa": isa()}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"environment": machine, "rows": rows}, indent=1) + "\n")
+
+
+def make_folders(name: str, minilm: str | None, root: Path) -> dict[str, Path]:
+    """Folders by what is measured: fp32, Optimum's int8, ONNX Runtime's with the best settings, ours on stock operators
+    (its graph is rewritten, so it is faster), ours with dense rows, and each pattern."""
+    folders = {"fp32": export_folder(build(name, minilm), TextClassification, root / "fp32")}
+    folders["optimum-int8"] = optimum_int8(folders["fp32"], root / "optimum-int8")
+    folders["ort-int8"] = beside(folders["fp32"], root / "ort-int8")
+    quantize_dynamic(
+        folders["fp32"] / "model.onnx",
+        folders["ort-int8"] / "model.onnx",
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+    for label, make in (("int8-dynamic", PRECISIONS["int8-dynamic"]), ("rows-dense", int8_rows)):
+        folders[label] = beside(folders["fp32"], root / label)
+        make(folders["fp32"] / "model.onnx", folders[label] / "model.onnx")
+    for pattern, ratio in PATTERNS:
+        model = build(name, minilm)
+        SparsifyMagnitude(ratio=ratio, pattern=pattern).apply(model)
+        source = export_folder(model, TextClassification, root / "source")
+        label = f"{pattern} {ratio}"
+        folders[label] = beside(source, root / label)
+        int8_rows(source / "model.onnx", folders[label] / "model.onnx", None, sparsity_in(model.config))
+    return folders
+
+
+def build(name: str, minilm: str | None) -> PreTrainedModel:
+    if name == "minilm":
+        return optimum_slim.load_model(str(minilm))
+    torch.manual_seed(0)
+    config = BertConfig(num_hidden_layers=6, architectures=["BertForSequenceClassification"])
+    return BertForSequenceClassification(config).eval()
+
+
+def beside(source: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    return folder
+
+
+def measure(folders: dict[str, Path], tokens: int, threads: int) -> list[dict[str, Any]]:
+    """Interleaved medians of whole ORTModel calls, with our kernels, and for SlimLinear also without."""
+    runs = {name: (folder, True) for name, folder in folders.items()}
+    runs |= {f"{name}, no kernels": (folders[name], False) for name in ("rows-dense", "4x4 0.9")}
+    models = {
+        name: ORTModelForSequenceClassification.from_pretrained(folder, session_options=session_options(threads, ours))
+        for name, (folder, ours) in runs.items()
+    }
+    ids = torch.randint(1000, 5000, (1, tokens), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    rounds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            model(**inputs)
+            count, begun = 0, time.perf_counter()
+            while time.perf_counter() - begun < SECONDS:
+                model(**inputs)
+                count += 1
+            rounds[name].append((time.perf_counter() - begun) / count * 1000)
+    best = min(("optimum-int8", "ort-int8"), key=lambda name: statistics.median(rounds[name]))
+    found = []
+    for name, (folder, _) in runs.items():
+        row = {
+            "what": name,
+            "threads": threads,
+            "tokens": tokens,
+            "ms": round(statistics.median(rounds[name]), 3),
+            "mb": round(onnx_bytes(folder / "model.onnx") / 1e6, 1),
+            "ratio_vs_int8": ratio(rounds[best], rounds[name]),
+            "ratio_vs_fp32": ratio(rounds["fp32"], rounds[name]),
+            "int8": best,
+        }
+        print(
+            "{what:<24}{threads} threads {ms:8.3f} ms {mb:7.1f} MB {ratio_vs_int8:6.2f}x int8".format(**row), flush=True
+        )
+        found.append(row)
+    return found
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    return round(float(np.median(np.array(slow) / np.array(fast))), 3)
+
+
+if __name__ == "__main__":
+    onnxruntime.set_default_logger_severity(3)
+    main()
