@@ -11,8 +11,9 @@ from onnx import helper
 
 from optimum_slim.deploy.benchmark import feeds, with_cache
 from optimum_slim.deploy.export import EXTERNAL_DATA_BYTES
-from optimum_slim.deploy.graph import add_constant, drop_unused
+from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused
 from optimum_slim.deploy.machine import session_options
+from optimum_slim.deploy.wiring import Wiring
 
 # (phase, batch, tokens): what differs between these runs depends on the texts, and stays.
 RUNS = (("prefill", 1, 5), ("prefill", 2, 11), ("decode", 3, 7))
@@ -31,14 +32,14 @@ def freeze_shapes(graph: onnx.ModelProto) -> int:
     if not can_be_observed(graph):
         return 0
     before = len(graph.graph.node)
-    shapely = _from_shapes(graph)
+    shapely, makers = _from_shapes(graph), Wiring(graph).makers
     wanted = sorted(shapely & _read_by_others(graph, shapely))
     reshapes = [node for node in graph.graph.node if node.op_type == "Reshape" and node.input[1] in shapely]
     seen = observed(graph, [*wanted, *(node.input[0] for node in reshapes)])
     for name in wanted:
         values = [run[name] for run in seen]
         if values[0].size <= LARGEST and all(np.array_equal(values[0], other) for other in values[1:]):
-            _write_down(graph, name, values[0])
+            _write_down(graph, makers[name], name, values[0])
             shapely.discard(name)
     for node in reshapes:
         if node.input[1] in shapely:
@@ -73,19 +74,6 @@ def observed(graph: onnx.ModelProto, names: Sequence[str]) -> list[Values]:
     return found
 
 
-def drop_dead_nodes(graph: onnx.ModelProto) -> None:
-    """Removes nodes that lead to no output, in place."""
-    used = {value.name for value in graph.graph.output}
-    alive = []
-    for node in reversed(graph.graph.node):
-        if any(name in used for name in node.output):
-            alive.append(node)
-            used.update(node.input)
-            used.update(name for a in node.attribute if a.HasField("g") for one in a.g.node for name in one.input)
-    del graph.graph.node[:]
-    graph.graph.node.extend(reversed(alive))
-
-
 def _from_shapes(graph: onnx.ModelProto) -> set[str]:
     """Values that depend on the sizes of tensors at most, never on what is in them."""
     stored = {tensor.name for tensor in graph.graph.initializer}
@@ -103,11 +91,8 @@ def _read_by_others(graph: onnx.ModelProto, shapely: set[str]) -> set[str]:
     return {name for node in graph.graph.node if not set(node.output) <= shapely for name in node.input}
 
 
-def _write_down(graph: onnx.ModelProto, name: str, value: np.ndarray) -> None:
-    for node in graph.graph.node:
-        for at, output in enumerate(node.output):
-            if output == name:
-                node.output[at] = f"{name}.computed"
+def _write_down(graph: onnx.ModelProto, maker: onnx.NodeProto, name: str, value: np.ndarray) -> None:
+    maker.output[list(maker.output).index(name)] = f"{name}.computed"
     add_constant(graph, name, value)
 
 

@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from optimum_slim.deploy.wiring import attribute_of
+from optimum_slim.kernels.function import DOMAIN, VERSION
+
 
 def sum_residuals(graph: onnx.ModelProto) -> int:
     """Writes residual additions before a LayerNormalization as Sum, in place; returns how many.
@@ -91,10 +94,7 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
             )
             graph.graph.initializer.remove(stored)
         else:
-            weight = stored_array(graph, name)
-            largest = np.abs(weight).max(axis=1, keepdims=True)
-            scale = (np.where(largest > 0, largest, 1) / 127).astype(np.float32)
-            quantized = np.rint(weight / scale).astype(np.int8)
+            quantized, scale = quantized_rows(stored_array(graph, name))
         add_initializer(graph, integers, np.ascontiguousarray(quantized, dtype=np.int8))
         add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
         for gather in gathers:
@@ -108,6 +108,22 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
                 helper.make_node("Mul", [f"{output}.float", f"{output}.scales"], [output]),
             )
         drop_unused(graph)
+
+
+def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Symmetric 8-bit integers, -127 to 127 (Jacob et al., arXiv:1712.05877, with zero point 0).
+
+    Args:
+        weight: float32 [N, K]. group_size: inputs that share a scale; default: all K.
+
+    Returns:
+        int8 [N, K], and scales float32 [N, K / group_size]; a group of zeros has scale 1.
+    """
+    outputs, inputs = weight.shape
+    groups = weight.reshape(outputs, -1, group_size or inputs)
+    largest = np.abs(groups).max(axis=2, keepdims=True)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    return np.rint(groups / scale).astype(np.int8).reshape(weight.shape), scale[..., 0]
 
 
 def share_embedding_blocks(graph: onnx.ModelProto, tied: dict[str, str], block: int) -> None:
@@ -152,8 +168,7 @@ def float_embeddings(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     }
     found: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
-        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-        if node.op_type == "Gather" and node.input[0] in tables and axis == 0:
+        if node.op_type == "Gather" and node.input[0] in tables and attribute_of(node, "axis", 0) == 0:
             found.setdefault(node.input[0], []).append(node)
     return found
 
@@ -182,10 +197,10 @@ def opset_of(graph: onnx.ModelProto) -> int:
 
 
 def add_functions(graph: onnx.ModelProto, functions: Sequence[onnx.FunctionProto]) -> None:
-    """Adds model-local functions, in place, and says which version of their domain is meant."""
+    """Adds functions of ours, in place, and says which version of our domain is meant."""
     graph.functions.extend(functions)
-    known = {one.domain for one in graph.opset_import}
-    graph.opset_import.extend(helper.make_opsetid(domain, 1) for domain in {f.domain for f in functions} - known)
+    if DOMAIN not in {one.domain for one in graph.opset_import}:
+        graph.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     graph.ir_version = max(graph.ir_version, 8)  # the first with functions
 
 
@@ -194,6 +209,19 @@ def replace_input(graph: onnx.ModelProto, old: str, new: str) -> None:
         for at, name in enumerate(node.input):
             if name == old:
                 node.input[at] = new
+
+
+def drop_dead_nodes(graph: onnx.ModelProto) -> None:
+    """Removes nodes that lead to no output, in place."""
+    used = {value.name for value in graph.graph.output}
+    alive = []
+    for node in reversed(graph.graph.node):
+        if any(name in used for name in node.output):
+            alive.append(node)
+            used.update(node.input)
+            used.update(name for a in node.attribute if a.HasField("g") for one in a.g.node for name in one.input)
+    del graph.graph.node[:]
+    graph.graph.node.extend(reversed(alive))
 
 
 def drop_unused(graph: onnx.ModelProto) -> None:

@@ -15,10 +15,12 @@ from optimum_slim.deploy.graph import (
     add_constant,
     add_functions,
     add_initializer,
+    drop_dead_nodes,
     drop_unused,
     float_embeddings,
     fold_transposed_weights,
     opset_of,
+    quantized_rows,
     replace_node,
     stored_array,
     tied_heads,
@@ -64,7 +66,7 @@ def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int |
             _read_rows(graph, tied[linear.weight], node, weight.shape, grouped)
         used.add(node.op_type)
         made.append(node.name)
-    _drop_dead_constants(graph)
+    drop_dead_nodes(graph)
     drop_unused(graph)
     if made:
         add_functions(graph, slim_functions(used, opset_of(graph)))
@@ -74,22 +76,6 @@ def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int |
 def uses_kernels(path: Path) -> bool:
     """Whether an ONNX file has SlimLinear nodes, which our kernels make faster."""
     return any(node.domain == DOMAIN for node in onnx.load(path, load_external_data=False).graph.node)
-
-
-def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric 8-bit integers, -127 to 127 (Jacob et al., arXiv:1712.05877, with zero point 0).
-
-    Args:
-        weight: float32 [N, K]. group_size: inputs that share a scale; default: all K.
-
-    Returns:
-        int8 [N, K], and scales float32 [N, K / group_size]; a group of zeros has scale 1.
-    """
-    outputs, inputs = weight.shape
-    groups = weight.reshape(outputs, -1, group_size or inputs)
-    largest = np.abs(groups).max(axis=2, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    return np.rint(groups / scale).astype(np.int8).reshape(weight.shape), scale[..., 0]
 
 
 def _slim_linear(
@@ -132,8 +118,6 @@ def _read_rows(
         "end": [width],
         "axis": [-1],
     }
-    for name, size in sizes.items():
-        add_constant(graph, f"{embedding}.sizes.{name}", np.array(size, np.int64))
 
     def node(op_type: str, *inputs: str, output: str, name: str = "", **attributes: Any) -> onnx.NodeProto:
         told = [f"{embedding}.sizes.{one[1:]}" if one.startswith("#") else one for one in inputs]
@@ -147,6 +131,8 @@ def _read_rows(
     )
     for at, one in enumerate(unfold):
         graph.graph.node.insert(at, one)
+    for key, size in sizes.items():  # in front of the nodes that read them, as ONNX has it
+        add_constant(graph, f"{embedding}.sizes.{key}", np.array(size, np.int64))
     for gather in float_embeddings(graph)[embedding]:
         ids, output, name = gather.input[1], gather.output[0], gather.name
         replace_node(
@@ -161,9 +147,3 @@ def _read_rows(
             node("Mul", f"{output}.groups", f"{output}.scales", output=f"{output}.scaled"),
             node("Reshape", f"{output}.scaled", "#row", output=output, name=f"{name}.row"),
         )
-
-
-def _drop_dead_constants(graph: onnx.ModelProto) -> None:
-    read = {name for node in graph.graph.node for name in node.input}
-    for node in [node for node in graph.graph.node if node.op_type == "Constant" and node.output[0] not in read]:
-        graph.graph.node.remove(node)

@@ -6,6 +6,7 @@ import onnx
 
 from optimum_slim.deploy.glue import can_be_observed, observed
 from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
+from optimum_slim.deploy.wiring import Wiring, attribute_of
 from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node
 
 
@@ -21,8 +22,7 @@ def fuse_residual_norms(graph: onnx.ModelProto) -> int:
         # Embeddings of positions, which are the same for all texts, are no residual.
         if any(run[add.input[0]].shape != run[add.input[1]].shape for run in seen):
             continue
-        epsilon = next((one.f for one in norm.attribute if one.name == "epsilon"), 1e-5)
-        inputs = [*add.input, *norm.input[1:]]
+        inputs, epsilon = [*add.input, *norm.input[1:]], attribute_of(norm, "epsilon", 1e-5)
         replace_node(graph, norm, residual_norm_node(inputs, norm.output[0], epsilon, norm.name))
         graph.graph.node.remove(add)
         made += 1
@@ -32,19 +32,10 @@ def fuse_residual_norms(graph: onnx.ModelProto) -> int:
 
 
 def _sums_and_norms(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:
-    producers = {output: node for node in graph.graph.node for output in node.output}
-    read = [name for node in graph.graph.node for name in node.input] + [value.name for value in graph.graph.output]
-    pairs = []
+    wiring, pairs = Wiring(graph), []
     for norm in [node for node in graph.graph.node if node.op_type == "LayerNormalization"]:
-        add = producers.get(norm.input[0])
-        last_axis = all(one.i == -1 for one in norm.attribute if one.name == "axis")
-        whole = last_axis and len(norm.input) == 3 and len(norm.output) == 1
-        if (
-            whole
-            and add is not None
-            and add.op_type == "Sum"
-            and len(add.input) == 2
-            and read.count(add.output[0]) == 1
-        ):
+        whole = attribute_of(norm, "axis", -1) == -1 and len(norm.input) == 3 and len(norm.output) == 1
+        add = wiring.made_by(norm.input[0], "Sum") if whole else None
+        if add is not None and len(add.input) == 2:
             pairs.append((add, norm))
     return pairs
