@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -62,7 +62,6 @@ class Plan:
     validation: Evaluation | None = field(repr=False)  # texts that choices are made by
     original: PlannedStep = field(repr=False)
     steps: tuple[PlannedStep, ...] = field(repr=False)
-    disk_bytes: int  # of the workspace at its fullest, roughly
 
     def remaining(self, done: int) -> list[PlannedStep]:
         return list(self.steps[done:])
@@ -73,6 +72,16 @@ class Plan:
         if self.texts is None or self.texts.train is None:
             raise DataError("data: there is no train split to calibrate or train on")
         return self.texts.train
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes that the workspace holds at its fullest, roughly."""
+        original, last = 4 * self.original.parameters, 4 * [self.original, *self.steps][-1].parameters
+        # Weights and AdamW's two moments; a new checkpoint is written before the one before it goes.
+        training = [12 * step.parameters for step in self.steps if "training_data" in step.asks]
+        # The original in fp32 and int8, the last two checkpoints; the slim model in fp32, with less to compute, as
+        # candidates and as result.
+        return 4 * original + sum(training) + max(training, default=0) + 5 * last
 
     @property
     def causal(self) -> bool:
@@ -113,18 +122,7 @@ def planned(recipe: Recipe) -> Plan:
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
     return Plan(
-        recipe,
-        folder,
-        teacher,
-        config,
-        tokenizer,
-        task,
-        texts,
-        evaluation,
-        validation,
-        steps[0],
-        tuple(steps[1:]),
-        disk_bytes(steps),
+        recipe, folder, teacher, config, tokenizer, task, texts, evaluation, validation, steps[0], tuple(steps[1:])
     )
 
 
@@ -144,15 +142,6 @@ def predicted_bytes(model: PreTrainedModel, precision: str) -> int:
             else:
                 total += parameter.numel() + 4 * parameter.shape[0]
     return total
-
-
-def disk_bytes(steps: Sequence[PlannedStep]) -> int:
-    """Bytes that a run's workspace holds at its fullest, roughly. `steps`: the original and every step."""
-    original, last = 4 * steps[0].parameters, 4 * steps[-1].parameters
-    # Weights and AdamW's two moments; a new checkpoint is written before the one before it goes.
-    training = [12 * step.parameters for step in steps if "training_data" in step.asks]
-    # The original in fp32 and int8, the last two checkpoints; the slim model in fp32, as candidates and as result.
-    return 4 * original + sum(training) + max(training, default=0) + 4 * last
 
 
 def fingerprint(folder: Path) -> str:

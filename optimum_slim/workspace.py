@@ -57,9 +57,9 @@ class Workspace:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._lock.release()
         if error is not None and self._is_fresh():
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)  # while no other run can have begun in it
+        self._lock.release()
         if error is not None and is_full_disk(error):
             raise OutputError(
                 f"the disk of {self.folder.resolve()} is full; make room, and the same command goes on from the last "

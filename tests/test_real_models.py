@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optimum_slim.data.texts import Data, load_texts
-from optimum_slim.deploy.choose import make_precision
+from optimum_slim.deploy.choose import make_precisions
 from optimum_slim.deploy.export import export
 from optimum_slim.deploy.verify import difference, load_ort
 from optimum_slim.model.checkpoint import load_model, load_tokenizer
@@ -60,6 +60,6 @@ def test_a_precision_keeps_the_quality(exported, precision, lost, tmp_path):
     _, task, folder = exported
     evaluation = Evaluation.of(task, load_texts(task.data, 0).evaluation(task.data.evaluation))
     before = evaluation.quality(load_ort(folder, type(task)))
-    after = evaluation.quality(load_ort(make_precision(folder, tmp_path / precision, precision), type(task)))
+    after = evaluation.quality(load_ort(make_precisions(folder, tmp_path, {precision: {}})[precision], type(task)))
     for name, value in before.items():
         assert abs(after[name] - value) <= lost * (value if task.relative else 1), name

@@ -26,18 +26,19 @@ exit codes: 0 the self-test passed, 1 it failed, 2 the kernels are not built her
         from optimum_slim.errors import ModelError
         from optimum_slim.kernels.library import isa, library_path, self_test, supported_isas
 
-        if library_path() is None:
+        library = library_path()
+        if library is None:
             raise ModelError(
                 "the kernels are not built here: SlimLinear runs as plain ONNX operators, slower. Reinstall "
                 "optimum-slim where a C++ compiler is found"
             )
-        machine, tested = environment(), self_test()
+        machine, tested, supported = environment(), self_test(), supported_isas()
         told = {
             "cpu": machine["cpu"],
             "cpu_flags": machine["cpu_flags"],
-            "library": str(library_path()),
+            "library": str(library),
             "chosen": isa(),
-            "supported": supported_isas(),
+            "supported": supported,
             "self_test": dict(tested),
         }
         if self.args.json:
@@ -45,7 +46,7 @@ exit codes: 0 the self-test passed, 1 it failed, 2 the kernels are not built her
         else:
             print(f"cpu        {told['cpu']} ({', '.join(machine['cpu_flags'])})")  # type: ignore[arg-type]
             print(f"library    {told['library']}")
-            print(f"chosen     {told['chosen']}, of {', '.join(supported_isas())}")
+            print(f"chosen     {told['chosen']}, of {', '.join(supported)}")
             for name, passed in tested:
                 print(f"self-test  {name}: {'passed' if passed else 'FAILED'}")
         if not all(passed for _, passed in tested):

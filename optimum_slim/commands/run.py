@@ -31,17 +31,13 @@ class RunCommand(Verb):
         from optimum_slim.flow import slim
 
         recipe, arguments = self.recipe(), self.args
-        say = _nothing if arguments.quiet else _say
-        report = slim(recipe, arguments.output, overwrite=arguments.overwrite, restart=arguments.restart, say=say)
+        told = {} if arguments.quiet else {"say": _say}
+        report = slim(recipe, arguments.output, overwrite=arguments.overwrite, restart=arguments.restart, **told)
         print("\n".join(summary(arguments.output, report)))
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _nothing(text: str) -> None:
-    pass
 
 
 def summary(output: str, report: Report) -> list[str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
 from transformers import PreTrainedModel
 
 from optimum_slim.deploy.benchmark import Target, benchmark
-from optimum_slim.deploy.export import onnx_bytes
+from optimum_slim.deploy.export import onnx_bytes, save_onnx
 from optimum_slim.deploy.measure import fastest_patterns
-from optimum_slim.deploy.precision import PRECISIONS
+from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
 from optimum_slim.model.sparsity import sparsity_in
@@ -68,8 +69,8 @@ def choose_precision(
     fixed = decided if deploy.precision == "auto" else deploy.precision
     names = list(PRECISIONS) if fixed == "auto" else [fixed]
     patterns = choose_patterns(model, deploy, causal) if "int8-rows" in names else {}
-    made = {name: _options(name, deploy, patterns) for name in names}
-    folders = {name: make_precision(source, work / name, name, **options) for name, options in made.items()}
+    rows = {"group_size": deploy.group_size, "patterns": patterns}
+    folders = make_precisions(source, work, {name: rows if name == "int8-rows" else {} for name in names})
 
     def chosen(name: str) -> tuple[Path, dict[str, Any]]:
         sparse = {"patterns": patterns} if patterns and name == "int8-rows" else {}
@@ -114,18 +115,24 @@ def choose_patterns(model: PreTrainedModel, deploy: Deploy, causal: bool) -> dic
     return fastest_patterns(model, rows, target.threads[0])
 
 
-def _options(name: str, deploy: Deploy, patterns: dict[str, str]) -> dict[str, Any]:
-    return {"group_size": deploy.group_size, "patterns": patterns} if name == "int8-rows" else {}
+def make_precisions(source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """A folder that an ORTModel loads for each wanted precision.
 
-
-def make_precision(source: Path, folder: Path, name: str, **options: Any) -> Path:
-    """A folder that an ORTModel loads, with the file in the named precision; `options` as `PRECISIONS[name]` takes."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for file in source.glob("*.json"):
-        shutil.copyfile(file, folder / file.name)
-    PRECISIONS[name](source / "model.onnx", folder / "model.onnx", **options)
-    return folder
+    Args:
+        source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
+        `PRECISIONS[name]` takes them.
+    """
+    graph, ready, folders = prepared(source / "model.onnx"), work / "prepared.onnx", {}
+    if len(wanted) > 1:
+        save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
+    for name, options in wanted.items():
+        folder = folders[name] = work / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for file in source.glob("*.json"):
+            shutil.copyfile(file, folder / file.name)
+        PRECISIONS[name](graph if len(wanted) == 1 else onnx.load(ready), folder / "model.onnx", **options)
+    return folders
 
 
 def quality_losses(source: Path, folders: dict[str, Path], validation: Evaluation | None) -> dict[str, float]:

@@ -68,10 +68,15 @@ def save_onnx(graph: onnx.ModelProto, path: Path) -> None:
     """Writes an ONNX file; over 2 GB its weights go into `<path>_data` beside it."""
     data = path.with_name(f"{path.name}_data")
     data.unlink(missing_ok=True)
-    if sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > EXTERNAL_DATA_BYTES:
+    if is_large(graph):
         onnx.save(graph, path, save_as_external_data=True, location=data.name, size_threshold=1024)
     else:
         onnx.save(graph, path)
+
+
+def is_large(graph: onnx.ModelProto) -> bool:
+    """Whether a graph is too large for one protobuf message."""
+    return sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > EXTERNAL_DATA_BYTES
 
 
 def onnx_bytes(path: Path) -> int:

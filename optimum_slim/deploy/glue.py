@@ -10,7 +10,7 @@ import onnxruntime
 from onnx import helper
 
 from optimum_slim.deploy.benchmark import feeds, with_cache
-from optimum_slim.deploy.export import EXTERNAL_DATA_BYTES
+from optimum_slim.deploy.export import is_large
 from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.wiring import Wiring
@@ -29,7 +29,7 @@ def freeze_shapes(graph: onnx.ModelProto) -> int:
     Exporters trace `x.view(batch, tokens, heads, -1)` into a dozen nodes for each view, which ONNX Runtime computes
     anew for every text.
     """
-    if not can_be_observed(graph):
+    if is_large(graph):  # it is run from memory, as one message
         return 0
     before = len(graph.graph.node)
     shapely, makers = _from_shapes(graph), Wiring(graph).makers
@@ -49,13 +49,9 @@ def freeze_shapes(graph: onnx.ModelProto) -> int:
     return before - len(graph.graph.node)
 
 
-def can_be_observed(graph: onnx.ModelProto) -> bool:
-    """A graph is run from memory here, where protobuf holds at most 2 GB."""
-    return sum(len(tensor.raw_data) for tensor in graph.graph.initializer) <= EXTERNAL_DATA_BYTES
-
-
 def observed(graph: onnx.ModelProto, names: Sequence[str]) -> list[Values]:
-    """The values of some names in each of `RUNS`; of a graph without cache in those that it knows."""
+    """The values of some names in each of `RUNS`; of a graph without cache in those that it knows. It must not be
+    large: it is run from memory."""
     probe = onnx.ModelProto()
     probe.CopyFrom(graph)
     told = {value.name for value in probe.graph.output}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from optimum_slim.deploy.glue import can_be_observed, observed
+from optimum_slim.deploy.export import is_large
+from optimum_slim.deploy.glue import observed
 from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
 from optimum_slim.deploy.wiring import Wiring, attribute_of
 from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node
@@ -14,7 +15,7 @@ def fuse_residual_norms(graph: onnx.ModelProto) -> int:
     """Makes each Sum of two values of one shape, and the LayerNormalization that alone reads it, one SlimResidualNorm,
     in place; returns how many."""
     pairs = _sums_and_norms(graph)
-    if not pairs or not can_be_observed(graph):
+    if not pairs or is_large(graph):
         return 0
     seen = observed(graph, [name for add, _ in pairs for name in add.input])
     made = 0

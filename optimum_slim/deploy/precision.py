@@ -11,7 +11,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
-from optimum_slim.deploy.export import EXTERNAL_DATA_BYTES, onnx_bytes, save_onnx
+from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
     fold_transposed_weights,
@@ -28,21 +28,28 @@ from optimum_slim.deploy.norms import fuse_residual_norms
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
 
 
-def fp32(source: Path, target: Path) -> None:
+def prepared(source: Path) -> onnx.ModelProto:
+    """The graph of an fp32 export with less to compute, whatever the precision will be."""
+    graph = onnx.load(source)
+    sum_residuals(graph)
+    freeze_shapes(graph)
+    fold_scales(graph)
+    return graph
+
+
+def fp32(graph: onnx.ModelProto, target: Path) -> None:
     """Floats stay; only the graph is made faster."""
-    graph = _prepared(source)
     share_embeddings(graph, tied_heads(graph))
     save_onnx(graph, target)
 
 
-def int8_dynamic(source: Path, target: Path) -> None:
+def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
     """int8 weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
     arXiv:1712.05877, as ONNX Runtime's dynamic quantization). Products of two activations stay float: they are small,
     and quantizing them costs the most accuracy."""
-    graph = _prepared(source)
+    large = is_large(graph)
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
-    large = onnx_bytes(source) > EXTERNAL_DATA_BYTES
     with _quietly():
         quantize_dynamic(
             graph,
@@ -59,12 +66,11 @@ def int8_dynamic(source: Path, target: Path) -> None:
     save_onnx(quantized, target)
 
 
-def int8_weights(source: Path, target: Path) -> None:
+def int8_weights(graph: onnx.ModelProto, target: Path) -> None:
     """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
     (MatMulNBits): for decoders, which one activation scale per tensor ruins."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-    graph = _prepared(source)
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
@@ -80,7 +86,7 @@ def int8_weights(source: Path, target: Path) -> None:
 
 
 def int8_rows(
-    source: Path, target: Path, group_size: int | None = None, patterns: Mapping[str, str] | None = None
+    graph: onnx.ModelProto, target: Path, group_size: int | None = None, patterns: Mapping[str, str] | None = None
 ) -> None:
     """int8 linears whose activations have a scale per row, or per row and group of inputs (SlimLinear), so that one
     large value ruins no other row.
@@ -89,7 +95,6 @@ def int8_rows(
         group_size: inputs that share a scale; default: all inputs of a row.
         patterns: of the weights that run sparse, by torch name.
     """
-    graph = _prepared(source)
     fuse_residual_norms(graph)
     fuse_attention(graph)
     lower(graph, patterns or {}, group_size)
@@ -97,21 +102,13 @@ def int8_rows(
     save_onnx(graph, target)
 
 
+# Each takes a `prepared` graph, which it changes, and writes the file that is served.
 PRECISIONS: dict[str, Callable[..., None]] = {
     "fp32": fp32,
     "int8-dynamic": int8_dynamic,
     "int8-rows": int8_rows,
     "int8-weights": int8_weights,
 }
-
-
-def _prepared(source: Path) -> onnx.ModelProto:
-    """The fp32 graph with less to compute, whatever the precision will be."""
-    graph = onnx.load(source)
-    sum_residuals(graph)
-    freeze_shapes(graph)
-    fold_scales(graph)
-    return graph
 
 
 def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:

@@ -27,7 +27,7 @@ import optimum_slim
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.machine import environment, session_options
-from optimum_slim.deploy.precision import PRECISIONS, int8_rows
+from optimum_slim.deploy.precision import PRECISIONS, int8_rows, prepared
 from optimum_slim.kernels.library import isa
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.text_classification import TextClassification
@@ -74,14 +74,14 @@ def make_folders(name: str, minilm: str | None, root: Path) -> dict[str, Path]:
     )
     for label, make in (("int8-dynamic", PRECISIONS["int8-dynamic"]), ("rows-dense", int8_rows)):
         folders[label] = beside(folders["fp32"], root / label)
-        make(folders["fp32"] / "model.onnx", folders[label] / "model.onnx")
+        make(prepared(folders["fp32"] / "model.onnx"), folders[label] / "model.onnx")
     for pattern, ratio in PATTERNS:
         model = build(name, minilm)
         SparsifyMagnitude(ratio=ratio, pattern=pattern).apply(model)
         source = export_folder(model, TextClassification, root / "source")
         label = f"{pattern} {ratio}"
         folders[label] = beside(source, root / label)
-        int8_rows(source / "model.onnx", folders[label] / "model.onnx", None, sparsity_in(model.config))
+        int8_rows(prepared(source / "model.onnx"), folders[label] / "model.onnx", None, sparsity_in(model.config))
     return folders
 
 

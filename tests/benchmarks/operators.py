@@ -22,7 +22,7 @@ from optimum_slim.deploy.export import export_folder, save_onnx
 from optimum_slim.deploy.graph import quantize_embeddings, sum_residuals
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.machine import environment, session_options
-from optimum_slim.deploy.precision import int8_rows
+from optimum_slim.deploy.precision import int8_rows, prepared
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
@@ -59,7 +59,7 @@ def measure(source: str, pattern: str, ratio: float, tokens: int) -> dict[str, A
         lower(graph, patterns)
         quantize_embeddings(graph, {})
         save_onnx(graph, folder / "before.onnx")
-        int8_rows(folder / "model.onnx", folder / "after.onnx", None, patterns)
+        int8_rows(prepared(folder / "model.onnx"), folder / "after.onnx", None, patterns)
         profiles = {name: profile(folder / f"{name}.onnx", tokens) for name in ("before", "after")}
     told = {"model": Path(source).name, "pattern": pattern, "ratio": ratio, "tokens": tokens}
     return told | {"environment": environment(), "microseconds": profiles}

@@ -14,7 +14,7 @@ from optimum_slim.deploy.lowering import lower, quantized_rows, uses_kernels
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.measure import one_linear
 from optimum_slim.deploy.names import module_path
-from optimum_slim.deploy.precision import int8_rows
+from optimum_slim.deploy.precision import int8_rows, prepared
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.library import library_path
 from optimum_slim.kernels.packing import unpack
@@ -87,7 +87,7 @@ def test_a_group_of_zeros_has_a_scale():
 @pytest.mark.parametrize("group_size", [None, 16])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_answers_are_the_same_with_our_kernels_and_without(exported, tmp_path, group_size, threads):
-    int8_rows(exported[1], tmp_path / "model.onnx", group_size, {SPARSE: "4x4"})
+    int8_rows(prepared(exported[1]), tmp_path / "model.onnx", group_size, {SPARSE: "4x4"})
     assert uses_kernels(tmp_path / "model.onnx")
     assert not uses_kernels(exported[1])
     sessions = [

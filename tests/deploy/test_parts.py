@@ -6,7 +6,7 @@ import pytest
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.export import export, onnx_bytes
 from optimum_slim.deploy.parts import file_parts, layer_rows
-from optimum_slim.deploy.precision import PRECISIONS
+from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.shape import BlockShape
 from optimum_slim.model.surgery import keep_heads, keep_neurons
@@ -38,7 +38,7 @@ def made(request, tmp_path_factory):
     model.config.save_pretrained(source)
     for name, make in PRECISIONS.items():
         model.config.save_pretrained(root / name)
-        make(source / "model.onnx", root / name / "model.onnx")
+        make(prepared(source / "model.onnx"), root / name / "model.onnx")
     optimum_int8(source, root / "optimum")
     return model, root
 
@@ -93,7 +93,7 @@ def test_a_head_that_reads_its_embedding_takes_nothing_more(tmp_path):
     model = tiny("qwen2")
     export(model, task_named("auto", model.config), tmp_path / "export.onnx")
     model.config.save_pretrained(tmp_path)
-    PRECISIONS["int8-weights"](tmp_path / "export.onnx", tmp_path / "model.onnx")
+    PRECISIONS["int8-weights"](prepared(tmp_path / "export.onnx"), tmp_path / "model.onnx")
     assert "head" not in parts_of(tmp_path / "model.onnx")
     assert parts_of(tmp_path / "export.onnx")["head"] > 4 * 128 * 64
 

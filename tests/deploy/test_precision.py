@@ -11,7 +11,7 @@ import torch
 
 from optimum_slim.deploy.export import export
 from optimum_slim.deploy.lowering import SMALLEST
-from optimum_slim.deploy.precision import PRECISIONS
+from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.tasks import task_named
 from tests.tiny import DECODERS, FAMILIES, answers, tiny, token_batches
@@ -32,7 +32,7 @@ def deployed(request, tmp_path_factory):
     for name, make in PRECISIONS.items():
         (folder / name).mkdir()
         model.config.save_pretrained(folder / name)
-        make(folder / "model.onnx", folder / name / "model.onnx")
+        make(prepared(folder / "model.onnx"), folder / name / "model.onnx")
     return model, {name: folder / name for name in PRECISIONS}
 
 
