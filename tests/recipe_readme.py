@@ -96,7 +96,15 @@ def plain(value: Any) -> Any:
 
 
 def comments_in(kind: type) -> dict[str, str]:
-    """What stands in the comment after each field."""
+    """What stands in the comment after each field, also after those of a class that it extends."""
+    found = {}
+    for one in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(one):
+            found |= own_comments_in(one)
+    return found
+
+
+def own_comments_in(kind: type) -> dict[str, str]:
     source = inspect.cleandoc(inspect.getsource(kind))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}

@@ -3,59 +3,70 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.checkpoint import empty_model
+from optimum_slim.model.shape import Shape
 from optimum_slim.model.sparsity import note_sparsity
+from optimum_slim.techniques.technique import Technique
 
 ROLES = {"attention": ("projections", "output"), "ffn": ("ffn_in", "ffn_out")}  # as in Anatomy
 
 
-def mistakes_in_settings(ratio: float, pattern: str, targets: Sequence[str], allocation: str) -> Iterator[str]:
-    """What is wrong with them by themselves."""
-    if not 0 <= ratio < 1:
-        yield f"ratio must be at least 0 and below 1, not {ratio}"
-    elif pattern == "2:4" and ratio != 0.5:
-        yield f"ratio must be 0.5 with pattern 2:4, which keeps 2 weights of 4, not {ratio}"
-    if pattern == "2:4" and allocation != "uniform":
-        yield f"allocation must be uniform with pattern 2:4, which takes as much everywhere, not {allocation}"
-    if not targets:
-        yield "targets must name roles (attention, ffn) or linears"
+@dataclass(frozen=True)
+class Sparsify(Technique):
+    """What techniques of sparsity have in common; each adds how weights are chosen."""
 
+    ratio: float = 0.5  # share of the weights that become zero
+    pattern: Literal["unstructured", "2:4", "4x1", "4x2", "4x4"] = "unstructured"  # blocks that leave, inputs x outputs
+    targets: tuple[str, ...] = ("attention", "ffn")  # roles, or globs over the names of linears
+    ignore: tuple[str, ...] = ()  # roles or globs that stay as they are
+    allocation: Literal["uniform", "global", "owl"] = "uniform"  # one threshold (global), or by outliers (owl)
 
-def refusals_of_targets(config: PretrainedConfig, targets: Sequence[str], ignore: Sequence[str]) -> Iterator[str]:
-    """Entries that mean no linear of this model."""
-    roles = _roles(empty_model(copy.deepcopy(config)))
-    idle = False
-    for key, entries in (("targets", targets), ("ignore", ignore)):
-        for entry in entries:
-            if not any(_means(entry, *one) for one in roles.items()):
-                idle = True
-                yield f"{key}: {entry!r} matches no linear; give attention, ffn, or a glob for {next(iter(roles))}"
-    if not idle and not _chosen(roles, targets, ignore):
-        yield "ignore leaves none of the linears that targets names"
+    def mistakes(self) -> Iterator[str]:
+        if not 0 <= self.ratio < 1:
+            yield f"ratio must be at least 0 and below 1, not {self.ratio}"
+        elif self.pattern == "2:4" and self.ratio != 0.5:
+            yield f"ratio must be 0.5 with pattern 2:4, which keeps 2 weights of 4, not {self.ratio}"
+        if self.pattern == "2:4" and self.allocation != "uniform":
+            yield f"allocation must be uniform with pattern 2:4, which takes as much everywhere, not {self.allocation}"
+        if not self.targets:
+            yield "targets must name roles (attention, ffn) or linears"
 
+    def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
+        """Entries that mean no linear of this model."""
+        roles = _roles(empty_model(copy.deepcopy(config)))
+        idle = False
+        for key, entries in (("targets", self.targets), ("ignore", self.ignore)):
+            for entry in entries:
+                if not any(_means(entry, *one) for one in roles.items()):
+                    idle = True
+                    yield f"{key}: {entry!r} matches no linear; give attention, ffn, or a glob for {next(iter(roles))}"
+        if not idle and not self._chosen(roles):
+            yield "ignore leaves none of the linears that targets names"
 
-def targeted(model: PreTrainedModel, targets: Sequence[str], ignore: Sequence[str]) -> list[str]:
-    """The names of the linears that an entry of `targets` and none of `ignore` means, block by block.
+    def note(self, model: PreTrainedModel) -> None:
+        if self.ratio:
+            note_sparsity(model.config, [f"{name}.weight" for name in self.targeted(model)], self.pattern)
 
-    Args:
-        model: one on the meta device will do.
-        targets, ignore: roles (attention, ffn), or globs over names of linears as in `named_modules()`.
-    """
-    return _chosen(_roles(model), targets, ignore)
+    def targeted(self, model: PreTrainedModel) -> list[str]:
+        """The names of the linears, as in `named_modules()`, that an entry of `targets` and none of `ignore` means,
+        block by block."""
+        return self._chosen(_roles(model))
 
-
-def note_targets(
-    model: PreTrainedModel, ratio: float, pattern: str, targets: Sequence[str], ignore: Sequence[str]
-) -> None:
-    """Writes into the model's config, in place, that the targeted weights are sparse, if anything leaves at all."""
-    if ratio:
-        note_sparsity(model.config, [f"{name}.weight" for name in targeted(model, targets, ignore)], pattern)
+    def _chosen(self, roles: Mapping[str, str]) -> list[str]:
+        return [
+            name
+            for name, role in roles.items()
+            if any(_means(entry, name, role) for entry in self.targets)
+            and not any(_means(entry, name, role) for entry in self.ignore)
+        ]
 
 
 def _roles(model: PreTrainedModel) -> dict[str, str]:
@@ -68,15 +79,6 @@ def _roles(model: PreTrainedModel) -> dict[str, str]:
                 for path in [paths] if isinstance(paths, str) else paths:
                     found[f"{block.name}.{path}"] = role
     return found
-
-
-def _chosen(roles: dict[str, str], targets: Sequence[str], ignore: Sequence[str]) -> list[str]:
-    return [
-        name
-        for name, role in roles.items()
-        if any(_means(entry, name, role) for entry in targets)
-        and not any(_means(entry, name, role) for entry in ignore)
-    ]
 
 
 def _means(entry: str, name: str, role: str) -> bool:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.data.stream import blocks_in_turn, products
-from optimum_slim.model.shape import Shape
 from optimum_slim.techniques.sparsify.allocation import allocated
 from optimum_slim.techniques.sparsify.masks import block_sums, lowest_two_of_four, matrix, spread
 from optimum_slim.techniques.sparsify.scores import dense_scores
-from optimum_slim.techniques.sparsify.settings import (
-    mistakes_in_settings,
-    note_targets,
-    refusals_of_targets,
-    targeted,
-)
-from optimum_slim.techniques.technique import Technique
+from optimum_slim.techniques.sparsify.settings import Sparsify
 
 
 @dataclass(frozen=True)
-class SparsifySparseGPT(Technique):
+class SparsifySparseGPT(Sparsify):
     """Blocks become zero where w^2 over the squared diagonal of the inverse Hessian's root is smallest in sum, and the
     weights after them are solved anew (SparseGPT, arXiv:2301.00774). Blocks of the model are pruned in turn, each with
     what the pruned ones before it send. Allocations other than uniform go by Wanda's scores.
@@ -34,25 +25,10 @@ class SparsifySparseGPT(Technique):
     - sparsify.sparsegpt: {ratio: 0.5, pattern: 4x1}
     """
 
-    ratio: float = 0.5  # share of the weights that become zero
-    pattern: Literal["unstructured", "2:4", "4x1", "4x2", "4x4"] = "unstructured"  # blocks that leave, inputs x outputs
-    targets: tuple[str, ...] = ("attention", "ffn")  # roles, or globs over the names of linears
-    ignore: tuple[str, ...] = ()  # roles or globs that stay as they are
-    allocation: Literal["uniform", "global", "owl"] = "uniform"  # one threshold (global), or by outliers (owl)
-
-    def mistakes(self) -> Iterator[str]:
-        yield from mistakes_in_settings(self.ratio, self.pattern, self.targets, self.allocation)
-
-    def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
-        yield from refusals_of_targets(config, self.targets, self.ignore)
-
-    def note(self, model: PreTrainedModel) -> None:
-        note_targets(model, self.ratio, self.pattern, self.targets, self.ignore)
-
     def apply(self, model: PreTrainedModel, calibration_data: Batches) -> None:
         if not self.ratio:
             return
-        names = targeted(model, self.targets, self.ignore)
+        names = self.targeted(model)
         scores = dense_scores(model, names, calibration_data)
         shares = allocated(self.allocation, self.ratio, self.pattern, names, scores)
         for _, moments in blocks_in_turn(model, names, calibration_data, products):

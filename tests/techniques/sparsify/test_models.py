@@ -15,7 +15,7 @@ from optimum_slim.recipe import read_recipe
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
 from optimum_slim.techniques.sparsify.masks import block_sums, lowest, matrix
 from optimum_slim.techniques.sparsify.scores import wanda_scores
-from optimum_slim.techniques.sparsify.settings import targeted
+from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.techniques.sparsify.sparsegpt import SparsifySparseGPT, sparsegpt
 from optimum_slim.techniques.sparsify.wanda import SparsifyWanda
 from tests.techniques.sparsify.reference import BLOCKS
@@ -23,6 +23,10 @@ from tests.tiny import FAMILIES, save_rows, save_tiny, tiny, token_batches
 
 TECHNIQUES = (SparsifyMagnitude, SparsifyWanda, SparsifySparseGPT)
 EVERYTHING = ("attention", "ffn")
+
+
+def targeted(model, targets, ignore):
+    return Sparsify(targets=tuple(targets), ignore=tuple(ignore)).targeted(model)
 
 
 def mostly_slow(*shown):
