@@ -7,7 +7,7 @@
 #include <string>
 
 #include "dispatch.h"
-#include "guarded.h"
+#include "operators.h"
 #include "slim_attention.h"
 #include "slim_linear.h"
 #include "slim_norm.h"
@@ -43,26 +43,18 @@ ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info,
 }
 
 void compute_rows(const Kernel& kernel, ort::Handle context) {
-  ort::ConstHandle x = nullptr;
-  check(kernel.api, ort::kKernelContextGetInput, static_cast<ort::ConstHandle>(context), size_t{0}, &x);
-  if (!x) throw ModelError("input x is missing");
-  std::vector<int64_t> shape = shape_of(kernel.api, x);
+  auto [shape, x] = float_input(kernel.api, context, 0, "x");
   if (shape.empty()) throw ModelError("input x has no dimensions, expected at least one");
   if (shape.back() != kernel.linear.inputs())
     throw ModelError("the last dimension of input x is " + std::to_string(shape.back()) + ", expected K, which is " +
                      std::to_string(kernel.linear.inputs()));
   const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
   shape.back() = kernel.linear.outputs();
-  ort::Handle y = nullptr;
-  check(kernel.api, ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(shape.data()),
-        shape.size(), &y);
+  float* const y = float_output(kernel.api, context, shape);
   if (empty) return;
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
-  void *from = nullptr, *to = nullptr;
-  check(kernel.api, ort::kGetTensorMutableData, x, &from);
-  check(kernel.api, ort::kGetTensorMutableData, y, &to);
-  kernel.linear.run(static_cast<const float*>(from), static_cast<float*>(to), rows, Parallel(kernel.api, context));
+  kernel.linear.run(x, y, rows, Parallel(kernel.api, context));
 }
 
 ort::Status compute(void* data, ort::Handle context) {
@@ -127,13 +119,12 @@ ort::Status infer_shape(const ort::CustomOp* op, ort::Handle context) {
 }
 
 Operator make_operator(const char* name, bool grouped, Activation activation) {
-  Operator one{float_operator(), name, grouped, activation};
+  Operator one{float_operator<Kernel>(), name, grouped, activation};
   one.GetName = [](const ort::CustomOp* op) { return self(op).name; };
   one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs; };
   one.GetInputType = [](const ort::CustomOp*, size_t index) { return index < kInputs ? kInputTypes[index] : 0; };
   one.CreateKernelV2 = create;
   one.KernelComputeV2 = compute;
-  one.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   one.InferOutputShapeFn = infer_shape;
   return one;
 }

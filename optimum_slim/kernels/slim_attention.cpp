@@ -1,12 +1,11 @@
 // SlimAttention: shapes are checked each time, as nothing of it is known before.
 #include "slim_attention.h"
 
-#include <array>
 #include <memory>
 
 #include "dispatch.h"
-#include "guarded.h"
 #include "memory.h"
+#include "operators.h"
 #include "parallel.h"
 
 namespace slim {
@@ -52,11 +51,12 @@ int64_t mask_stride(const Shape& mask, size_t axis, int64_t size, int64_t stride
   return mask[axis] == 1 ? 0 : stride;
 }
 
-// Sizes and strides of one call; data is still missing.
-Attention sizes_of(int64_t heads, const std::array<Shape, 4>& shapes) {
-  const auto& [query, key, value, mask] = shapes;
+// One call without its output.
+Attention checked(int64_t heads, const std::array<FloatInput, 4>& inputs) {
   for (size_t i = 0; i < 3; ++i)
-    if (shapes[i].size() != 3) fail(std::string("input ") + kInputs[i] + " has another rank", "[batch, tokens, width]");
+    if (inputs[i].shape.size() != 3)
+      fail(std::string("input ") + kInputs[i] + " has another rank", "[batch, tokens, width]");
+  const Shape &query = inputs[0].shape, &key = inputs[1].shape, &value = inputs[2].shape, &mask = inputs[3].shape;
   if (mask.size() != 4) fail("input mask has another rank", "[batch, heads, queries, keys]");
   if (key != value) fail("inputs key and value have different shapes", "equal ones");
   if (query[0] != key[0] || query[2] != key[2]) fail("inputs query and key differ in batch or width", "equal ones");
@@ -67,30 +67,16 @@ Attention sizes_of(int64_t heads, const std::array<Shape, 4>& shapes) {
   a.mask_strides[2] = mask_stride(mask, 2, a.queries, mask[3]);
   a.mask_strides[1] = mask_stride(mask, 1, heads, mask[3] * mask[2]);
   a.mask_strides[0] = mask_stride(mask, 0, a.batch, mask[3] * mask[2] * mask[1]);
+  a.query = inputs[0].data, a.key = inputs[1].data, a.value = inputs[2].data, a.mask = inputs[3].data;
   return a;
 }
 
 void run(const Kernel& kernel, ort::Handle context) {
-  std::array<Shape, 4> shapes;
-  std::array<void*, 4> data{};
-  for (size_t i = 0; i < kInputs.size(); ++i) {
-    ort::ConstHandle input = nullptr;
-    check(kernel.api, ort::kKernelContextGetInput, static_cast<ort::ConstHandle>(context), i, &input);
-    if (!input) fail(std::string("input ") + kInputs[i] + " is missing", "a tensor");
-    shapes[i] = shape_of(kernel.api, input);
-    check(kernel.api, ort::kGetTensorMutableData, input, &data[i]);
-  }
-  Attention a = sizes_of(kernel.heads, shapes);
-  ort::Handle y = nullptr;
-  void* output = nullptr;
-  check(kernel.api, ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(shapes[0].data()),
-        shapes[0].size(), &y);
-  check(kernel.api, ort::kGetTensorMutableData, y, &output);
+  const auto inputs = float_inputs(kernel.api, context, kInputs);
+  Attention a = checked(kernel.heads, inputs);
+  a.output = float_output(kernel.api, context, inputs[0].shape);
   if (!a.batch || !a.queries || !a.size) return;
   if (!a.keys) fail("there are no keys", "one at least");
-  a.query = static_cast<const float*>(data[0]), a.key = static_cast<const float*>(data[1]);
-  a.value = static_cast<const float*>(data[2]), a.mask = static_cast<const float*>(data[3]);
-  a.output = static_cast<float*>(output);
 
   constexpr int64_t kMostLanes = 16, kMostQueries = 4;
   const int64_t all = a.batch * a.heads, padded = round_up(a.keys, kMostLanes);
@@ -113,13 +99,11 @@ ort::Status compute(void* data, ort::Handle context) {
 
 const ort::CustomOp* attention_operator() {
   static const ort::CustomOp op = [] {
-    ort::CustomOp one = float_operator();
+    ort::CustomOp one = float_operator<Kernel>();
     one.GetName = [](const ort::CustomOp*) { return kName; };
     one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs.size(); };
-    one.GetInputType = [](const ort::CustomOp*, size_t) { return static_cast<int>(ort::kFloat); };
     one.CreateKernelV2 = create;
     one.KernelComputeV2 = compute;
-    one.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
     return one;
   }();
   return &op;

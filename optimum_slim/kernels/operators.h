@@ -1,6 +1,7 @@
 // What all operators share: no exception crosses to ONNX Runtime, and most of what it asks has one answer.
 #pragma once
 
+#include <array>
 #include <new>
 
 #include "read_layer.h"
@@ -30,13 +31,50 @@ ort::Status guarded(ort::Api api, const char* name, Body&& body) noexcept {
   return status(ort::kFail, "optimum-slim's kernel: unknown error");
 }
 
-// An operator with required inputs and one float output, all in CPU memory; names, types and functions are still missing.
-inline ort::CustomOp float_operator() {
+// A float tensor of one call.
+struct FloatInput {
+  std::vector<int64_t> shape;
+  const float* data;
+};
+
+inline FloatInput float_input(ort::Api api, ort::Handle context, size_t index, const char* name) {
+  ort::ConstHandle value = nullptr;
+  check(api, ort::kKernelContextGetInput, static_cast<ort::ConstHandle>(context), index, &value);
+  if (!value) throw ModelError(std::string("input ") + name + " is missing");
+  void* data = nullptr;
+  check(api, ort::kGetTensorMutableData, value, &data);
+  return {shape_of(api, value), static_cast<const float*>(data)};
+}
+
+template <size_t kCount>
+std::array<FloatInput, kCount> float_inputs(ort::Api api, ort::Handle context,
+                                            const std::array<const char*, kCount>& names) {
+  std::array<FloatInput, kCount> inputs;
+  for (size_t i = 0; i < kCount; ++i) inputs[i] = float_input(api, context, i, names[i]);
+  return inputs;
+}
+
+// The memory of the only output.
+inline float* float_output(ort::Api api, ort::Handle context, const std::vector<int64_t>& shape) {
+  ort::Handle value = nullptr;
+  void* data = nullptr;
+  check(api, ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(shape.data()), shape.size(),
+        &value);
+  check(api, ort::kGetTensorMutableData, value, &data);
+  return static_cast<float*>(data);
+}
+
+// An operator of required inputs, floats unless its owner says else, and one float output, all in CPU memory. Its name,
+// its number of inputs and its functions are still missing.
+template <class Kernel>
+ort::CustomOp float_operator() {
   ort::CustomOp one{};
   one.version = ort::kApiVersion;
   one.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
+  one.GetInputType = [](const ort::CustomOp*, size_t) { return static_cast<int>(ort::kFloat); };
   one.GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{1}; };
   one.GetOutputType = [](const ort::CustomOp*, size_t) { return static_cast<int>(ort::kFloat); };
+  one.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   const auto zero = [](const ort::CustomOp*, size_t) { return 0; };  // a required, single input or output in CPU memory
   one.GetInputCharacteristic = one.GetOutputCharacteristic = one.GetInputMemoryType = zero;
   const auto first = [](const ort::CustomOp*) { return 1; };
