@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -17,6 +17,8 @@ import onnxruntime
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.errors import ModelError
 from optimum_slim.progress import progress
+
+K = TypeVar("K", bound=Hashable)
 
 ROUNDS = 30
 RUNS_PER_ROUND = 3
@@ -78,6 +80,24 @@ def benchmark(
                         | {"rounds": [round(float(np.median(one)), 4) for one in rounds]}
                     )
     return rows
+
+
+def in_turns(runs: Mapping[K, Callable[[], Any]], rounds: int, seconds: float, what: str) -> dict[K, list[float]]:
+    """Milliseconds of one run of each, a mean for each round; all have their turn in every round.
+
+    Args:
+        runs: what to time. rounds: how many turns. seconds: of repeated runs in a turn. what: for the progress.
+    """
+    times: dict[K, list[float]] = {name: [] for name in runs}
+    for _ in progress(range(rounds), what):
+        for name, run in runs.items():
+            run()
+            count, begun = 0, time.perf_counter()
+            while time.perf_counter() - begun < seconds:
+                run()
+                count += 1
+            times[name].append((time.perf_counter() - begun) / count * 1000)
+    return times
 
 
 def speedup(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:

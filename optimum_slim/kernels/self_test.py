@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
-from onnx.onnx_pb import TensorProto
 
-from optimum_slim.kernels.function import DOMAIN, VERSION, slim_node
 from optimum_slim.kernels.library import register
-from optimum_slim.kernels.packing import pack
+from optimum_slim.kernels.model import layer_model
 from optimum_slim.kernels.pattern import PATTERNS
 
 OUTPUTS, INPUTS = 37, 150
@@ -40,17 +35,7 @@ def outputs_are_right() -> bool:
 def _session(
     weight: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float32], pattern: str
 ) -> onnxruntime.InferenceSession:
-    mask, values = pack(weight, pattern)
-    tensors: dict[str, NDArray[Any]] = {"mask": mask, "values": values, "scale": scale, "bias": bias}
-    graph = helper.make_graph(
-        [slim_node("SlimLinear", ["x", *tensors], "y", INPUTS, OUTPUTS, pattern)],
-        "self_test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", INPUTS])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", OUTPUTS])],
-        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
-    )
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
-    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    model = layer_model(weight, scale, bias, pattern, functions=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     register(options)

@@ -12,11 +12,10 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -25,6 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 import optimum_slim
 from optimum_slim.deploy.baseline import optimum_int8
+from optimum_slim.deploy.benchmark import in_turns, speedup
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.machine import environment, session_options
 from optimum_slim.deploy.precision import PRECISIONS, int8_rows, prepared
@@ -109,15 +109,8 @@ def measure(folders: dict[str, Path], tokens: int, threads: int) -> list[dict[st
     }
     ids = torch.randint(1000, 5000, (1, tokens), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    rounds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(ROUNDS):
-        for name, model in models.items():
-            model(**inputs)
-            count, begun = 0, time.perf_counter()
-            while time.perf_counter() - begun < SECONDS:
-                model(**inputs)
-                count += 1
-            rounds[name].append((time.perf_counter() - begun) / count * 1000)
+    calls = {name: partial(model, **inputs) for name, model in models.items()}
+    rounds = in_turns(calls, ROUNDS, SECONDS, "timing encoders")
     best = min(("optimum-int8", "ort-int8"), key=lambda name: statistics.median(rounds[name]))
     found = []
     for name, (folder, _) in runs.items():
@@ -127,8 +120,8 @@ def measure(folders: dict[str, Path], tokens: int, threads: int) -> list[dict[st
             "tokens": tokens,
             "ms": round(statistics.median(rounds[name]), 3),
             "mb": round(onnx_bytes(folder / "model.onnx") / 1e6, 1),
-            "ratio_vs_int8": ratio(rounds[best], rounds[name]),
-            "ratio_vs_fp32": ratio(rounds["fp32"], rounds[name]),
+            "ratio_vs_int8": speedup(rounds[best], rounds[name])["median"],
+            "ratio_vs_fp32": speedup(rounds["fp32"], rounds[name])["median"],
             "int8": best,
         }
         print(
@@ -136,10 +129,6 @@ def measure(folders: dict[str, Path], tokens: int, threads: int) -> list[dict[st
         )
         found.append(row)
     return found
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    return round(float(np.median(np.array(slow) / np.array(fast))), 3)
 
 
 if __name__ == "__main__":

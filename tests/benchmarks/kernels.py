@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, NodeProto, TensorProto
 
+from optimum_slim.deploy.benchmark import in_turns, speedup
+from optimum_slim.deploy.machine import environment, session_options
+from optimum_slim.deploy.measure import random_weight
 from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
-from optimum_slim.kernels.library import isa, library_path, register
+from optimum_slim.kernels.library import isa, library_path
 from optimum_slim.kernels.packing import pack
 from optimum_slim.kernels.pattern import PATTERNS
 
@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", type=Path, help="where the rows go")
     arguments = parser.parse_args()
+    if library_path() is None:
+        raise SystemExit("the kernels' library is needed")
     rows: list[dict[str, Any]] = []
     for threads in map(int, arguments.threads.split(",")):
         for tokens in map(int, arguments.tokens.split(",")):
@@ -61,21 +63,9 @@ def main() -> None:
                     print(LINE.format(**row), flush=True)
     print_means(rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
-
-
-def machine() -> dict[str, Any]:
-    flags = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "model name"))
-    ]
-    return {
-        "isa": isa(),
-        "cpu": sorted({line.split(":", 1)[1].strip() for line in flags}),
-        "python": platform.python_version(),
-        "onnxruntime": onnxruntime.__version__,
-        "onnx": onnx.__version__,
-        "numpy": np.__version__,
-    }
+        arguments.json.write_text(
+            json.dumps({"environment": environment() | {"isa": isa()}, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def measure(cases: list[str], tokens: int, threads: int, k: int, n: int, rounds: int) -> Iterator[dict[str, Any]]:
@@ -86,10 +76,10 @@ def measure(cases: list[str], tokens: int, threads: int, k: int, n: int, rounds:
     models = {"int8": int8_model(rng, k, n, copies), "fp32": float_model(rng, k, n, copies)}
     models |= {case: slim_model(rng, case, k, n, copies) for case in cases}
     runs = {name: runner(model, x, threads) for name, model in models.items()}
-    times = in_turns(runs, rounds)
+    times = in_turns(runs, rounds, SECONDS_OF_ROUND, f"timing {k}x{n}")
     for case in cases:
         name, sparsity, group_size = parsed(case)
-        seconds = statistics.median(times[case]) / copies
+        seconds = statistics.median(times[case]) / 1e3 / copies
         yield {
             "pattern": name,
             "sparsity": sparsity,
@@ -99,8 +89,8 @@ def measure(cases: list[str], tokens: int, threads: int, k: int, n: int, rounds:
             "k": k,
             "n": n,
             "ms": round(seconds * 1e3, 5),
-            "ratio_vs_int8": round(ratio(times["int8"], times[case]), 3),
-            "ratio_vs_fp32": round(ratio(times["fp32"], times[case]), 3),
+            "ratio_vs_int8": speedup(times["int8"], times[case])["median"],
+            "ratio_vs_fp32": speedup(times["fp32"], times[case])["median"],
             "gop_s": round(2e-9 * tokens * k * n * (1 - sparsity) / seconds, 1),
             "gb_s": round(1e-9 * k * n * (1 - sparsity) / seconds, 2),
         }
@@ -113,37 +103,8 @@ def parsed(case: str) -> tuple[str, float, int | None]:
     return name, sparsity, int(rest[1]) if len(rest) > 1 else None
 
 
-def ratio(theirs: list[float], ours: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
-
-
-def in_turns(runs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of one run of each, a list over rounds."""
-    repeats = {}
-    for name, run in runs.items():
-        run()
-        begun = time.perf_counter()
-        run()
-        repeats[name] = max(1, int(SECONDS_OF_ROUND / max(time.perf_counter() - begun, 1e-6)))
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            for _ in range(repeats[name]):
-                run()
-            times[name].append((time.perf_counter() - begun) / repeats[name])
-    return times
-
-
 def runner(model: ModelProto, x: np.ndarray, threads: int) -> Callable[[], Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # Waiting workers of one session that spin would slow the next one.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not register(options):
-        raise SystemExit("the kernels' library is needed")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(threads))
     return lambda: session.run(["y0"], {"x": x})
 
 
@@ -153,7 +114,7 @@ def slim_model(rng: np.random.Generator, case: str, k: int, n: int, copies: int)
     groups = 1 if group_size is None else k // group_size
 
     def layer(i: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
-        mask, values = pack(pruned(rng, name, sparsity, k, n), name)
+        mask, values = pack(random_weight(rng, k, n, name, sparsity), name)
         tensors = {
             f"mask{i}": mask,
             f"values{i}": values,
@@ -163,17 +124,6 @@ def slim_model(rng: np.random.Generator, case: str, k: int, n: int, copies: int)
         return [slim_node(op_type, ["x", *tensors], f"y{i}", k, n, name, group_size)], tensors
 
     return stacked(layer, k, n, copies, [op_type])
-
-
-def pruned(rng: np.random.Generator, name: str, sparsity: float, k: int, n: int) -> np.ndarray:
-    """Random weights with blocks dropped at random (2:4: two of every four)."""
-    pattern = PATTERNS[name]
-    weight = rng.integers(1, 128, (n, k)).astype(np.int8) * rng.choice(np.array([-1, 1], np.int8), (n, k))
-    if name == "2:4":
-        order = rng.random((n, k // 4, 4)).argsort(axis=2).argsort(axis=2)
-        return weight * (order < 2).reshape(n, k)
-    kept = rng.random((n // pattern.outputs, k // pattern.inputs)) >= sparsity
-    return weight * np.repeat(np.repeat(kept, pattern.outputs, 0), pattern.inputs, 1)
 
 
 def int8_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelProto:

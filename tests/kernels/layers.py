@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
-from onnx import helper, numpy_helper
-from onnx.onnx_pb import ModelProto, TensorProto
+from onnx.onnx_pb import ModelProto
 
-from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
 from optimum_slim.kernels.library import register
-from optimum_slim.kernels.packing import pack
+from optimum_slim.kernels.model import layer_model
 from optimum_slim.kernels.pattern import PATTERNS
-
-TENSORS = ("mask", "values", "scale", "bias")
 
 
 @dataclass
@@ -57,20 +53,10 @@ def random_rows(*shape: int, seed=1) -> np.ndarray:
 
 def slim_model(layer: Layer, activation: str = "", dims: list | None = None, functions: bool = True) -> ModelProto:
     """A model of one node; dims are those of x, by default rows x K."""
-    op_type = f"SlimLinear{'' if layer.group_size is None else 'Grouped'}{activation}"
-    mask, values = pack(layer.weight, layer.pattern)
-    node = slim_node(op_type, ["x", *TENSORS], "y", layer.k, layer.n, layer.pattern, layer.group_size)
-    dims = dims or ["rows", layer.k]
-    graph = helper.make_graph(
-        [node],
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, dims)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*dims[:-1], layer.n])],
-        [numpy_helper.from_array(a, name) for a, name in zip((mask, values, layer.scale, layer.bias), TENSORS)],
+    leading = dims[:-1] if dims else ["rows"]
+    return layer_model(
+        layer.weight, layer.scale, layer.bias, layer.pattern, activation, layer.group_size, leading, functions
     )
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
-    bodies = slim_functions([op_type]) if functions else []
-    return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=9)
 
 
 def session(
