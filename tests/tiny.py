@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -38,6 +39,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 ENCODERS = ("bert", "distilbert", "roberta", "xlm-roberta")
 DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gpt2", "opt")
 GROUPED = ("llama", "mistral", "qwen2", "qwen3")  # query heads share key/value heads
+
+
+def mostly_slow(*shown: str, families: Sequence[str] = tuple(FAMILIES)) -> list[Any]:
+    """The families as parameters of a test: those that are not to be shown by default are slow."""
+    return [pytest.param(family, marks=() if family in shown else pytest.mark.slow) for family in families]
 
 
 def tiny(family: str, head: str | None = None, **changes: Any) -> PreTrainedModel:

@@ -10,12 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from optimum_slim.deploy import benchmark
-from optimum_slim.flow import slim
-from optimum_slim.recipe import read_recipe
 from optimum_slim.report.report import Report
 from tests.fake_hub import COMMIT, FakeHub, fake_hub
-from tests.tiny import save_rows, save_tiny
 
 LOAD = """
 from optimum.onnxruntime import ORTModelForSequenceClassification
@@ -23,22 +19,9 @@ print(ORTModelForSequenceClassification.from_pretrained("tester/slim-bert").conf
 """
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """The folder that a run wrote; its texts lie beside it."""
-    root = tmp_path_factory.mktemp("push")
-    save_tiny(root / "model", "bert")
-    save_rows(root / "texts", "text-classification")
-    content = {
-        "slim": 1,
-        "model": str(root / "model"),
-        "data": {"source": str(root / "texts"), "max_length": 16},
-        "deploy": {"precision": "int8-dynamic", "max_quality_loss": None, "target": {"tokens": [16]}},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "ROUNDS", 5)
-        slim(read_recipe(content), root / "out")
-    return root / "out"
+@pytest.fixture
+def finished(finished_run) -> Path:
+    return finished_run / "out"
 
 
 def on_the_hub(address: str, home: Path, *command: str) -> subprocess.CompletedProcess[str]:

@@ -15,14 +15,14 @@ from optimum_slim.model.shape import BlockShape, shape_of
 from optimum_slim.model.surgery import keep_heads, keep_layers, keep_neurons, merge_kv_heads
 from optimum_slim.tasks import task_named
 from tests.contracts import CLOSE, module_kinds
-from tests.tiny import DECODERS, ENCODERS, FAMILIES, GROUPED, answers, tiny, token_batches
+from tests.tiny import DECODERS, ENCODERS, FAMILIES, GROUPED, answers, mostly_slow, tiny, token_batches
 
 SIZES = ((1, 1), (1, 9), (3, 16), (2, 40))  # (batch, tokens)
 SHOWN = ("bert", "llama", "qwen3", "gpt2")
 
 
 def some(families):
-    return [pytest.param(one, marks=() if one in SHOWN else pytest.mark.slow) for one in families]
+    return mostly_slow(*SHOWN, families=families)
 
 
 def uneven(family, head=None):

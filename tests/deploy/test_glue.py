@@ -14,15 +14,12 @@ from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import sum_residuals
 from optimum_slim.deploy.norms import fuse_residual_norms
 from optimum_slim.tasks import task_named
-from tests.tiny import DECODERS, ENCODERS, FAMILIES, GROUPED, tiny
+from tests.tiny import DECODERS, ENCODERS, GROUPED, mostly_slow, tiny
 
-SHOWN = ("bert", "llama", "gpt2")
 SIZES = (("prefill", 1, 1), ("prefill", 3, 17), ("decode", 2, 1), ("decode", 1, 40))
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in SHOWN else pytest.mark.slow) for name in FAMILIES]
-)
+@pytest.mark.parametrize("family", mostly_slow("bert", "llama", "gpt2"))
 def test_answers_stay_the_same_at_any_size(family, tmp_path):
     model = tiny(family)
     export(model, task_named("auto", model.config), tmp_path / "model.onnx")

@@ -12,9 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from optimum_slim.deploy.export import export
 from optimum_slim.deploy.linears import linears_in
 from optimum_slim.tasks import task_named
-from tests.tiny import tiny
+from tests.tiny import mostly_slow, tiny
 
-SHOWN = ("bert", "llama", "gpt2", "opt")
 # Of three layers: what follows the linears, and how many have a bias.
 FOUND = {
     "bert": ({"": 15 + 2, "Gelu": 3}, 20),
@@ -26,9 +25,7 @@ FOUND = {
 }
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in SHOWN else pytest.mark.slow) for name in FOUND]
-)
+@pytest.mark.parametrize("family", mostly_slow("bert", "llama", "gpt2", "opt", families=FOUND))
 def test_every_linear_is_found_with_its_bias_and_activation(family, tmp_path):
     model = tiny(family)
     export(model, task_named("auto", model.config), tmp_path / "model.onnx")

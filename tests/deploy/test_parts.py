@@ -12,7 +12,7 @@ from optimum_slim.model.shape import BlockShape
 from optimum_slim.model.surgery import keep_heads, keep_neurons
 from optimum_slim.report.report import parameters_of
 from optimum_slim.tasks import task_named
-from tests.tiny import FAMILIES, tiny
+from tests.tiny import mostly_slow, tiny
 
 SHOWN = ("bert", "llama", "qwen2", "gpt2")  # qwen2's and gpt2's heads read their embeddings
 STORED = {"fp32": "fp32", "int8-dynamic": "int8", "int8-rows": "int8", "int8-weights": "8-bit blocks"}
@@ -26,10 +26,7 @@ def uneven(family):
     return model
 
 
-@pytest.fixture(
-    params=[pytest.param(family, marks=() if family in SHOWN else pytest.mark.slow) for family in FAMILIES],
-    scope="module",
-)
+@pytest.fixture(params=mostly_slow(*SHOWN), scope="module")
 def made(request, tmp_path_factory):
     """The model and a folder of its file for each precision."""
     root, model = tmp_path_factory.mktemp(request.param), uneven(request.param)

@@ -14,16 +14,14 @@ from optimum_slim.deploy.lowering import SMALLEST
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.tasks import task_named
-from tests.tiny import DECODERS, FAMILIES, answers, tiny, token_batches
+from tests.tiny import DECODERS, answers, mostly_slow, tiny, token_batches
 
 INT8 = ("int8-dynamic", "int8-rows", "int8-weights")
 SHOWN = ("bert", "roberta", "llama", "gpt2")
 VOCABULARY = 2000  # large enough to be most of the model
 
 
-@pytest.fixture(
-    params=[pytest.param(one, marks=() if one in SHOWN else pytest.mark.slow) for one in FAMILIES], scope="module"
-)
+@pytest.fixture(params=mostly_slow(*SHOWN), scope="module")
 def deployed(request, tmp_path_factory):
     """A torch model with tied embeddings, and its folder of each precision."""
     model = tiny(request.param, vocab_size=VOCABULARY, tie_word_embeddings=True)
@@ -90,6 +88,15 @@ def test_answers_stay_close(deployed, precision, cosine):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+def test_nodes_stand_behind_what_they_read(deployed, precision):
+    graph = onnx.load(deployed[1][precision] / "model.onnx").graph
+    known = {"", *(value.name for value in graph.input), *(tensor.name for tensor in graph.initializer)}
+    for node in graph.node:
+        assert set(node.input) <= known, node.name
+        known.update(node.output)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_residuals_are_sums_before_a_layer_norm(deployed, precision):
     _, folders = deployed
     graph = onnx.load(folders[precision] / "model.onnx")
@@ -101,9 +108,7 @@ def test_residuals_are_sums_before_a_layer_norm(deployed, precision):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(
-    "deployed", [pytest.param(one, marks=() if one in SHOWN else pytest.mark.slow) for one in DECODERS], indirect=True
-)
+@pytest.mark.parametrize("deployed", mostly_slow(*SHOWN, families=DECODERS), indirect=True)
 def test_decoders_still_generate(deployed, precision):
     model, folders = deployed
     ort = load_ort(folders[precision], task_named("auto", model.config))

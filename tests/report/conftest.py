@@ -7,7 +7,7 @@ import pytest
 from optimum_slim.deploy.export import export, onnx_bytes
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
-from optimum_slim.deploy.precision import int8_dynamic
+from optimum_slim.deploy.precision import int8_dynamic, prepared
 from optimum_slim.report.report import Report, parameters_of
 from optimum_slim.tasks import task_named
 from tests.tiny import tiny
@@ -37,7 +37,7 @@ def tiny_folder(tmp_path_factory):
     model = tiny("bert")
     export(model, task_named("auto", model.config), folder / "before" / "model.onnx")
     model.config.save_pretrained(folder)
-    int8_dynamic(folder / "before" / "model.onnx", folder / "model.onnx")
+    int8_dynamic(prepared(folder / "before" / "model.onnx"), folder / "model.onnx")
     return folder
 
 

@@ -19,7 +19,7 @@ from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.techniques.sparsify.sparsegpt import SparsifySparseGPT, sparsegpt
 from optimum_slim.techniques.sparsify.wanda import SparsifyWanda
 from tests.techniques.sparsify.reference import BLOCKS
-from tests.tiny import FAMILIES, save_rows, save_tiny, tiny, token_batches
+from tests.tiny import mostly_slow, save_rows, save_tiny, tiny, token_batches
 
 TECHNIQUES = (SparsifyMagnitude, SparsifyWanda, SparsifySparseGPT)
 EVERYTHING = ("attention", "ffn")
@@ -27,10 +27,6 @@ EVERYTHING = ("attention", "ffn")
 
 def targeted(model, targets, ignore):
     return Sparsify(targets=tuple(targets), ignore=tuple(ignore)).targeted(model)
-
-
-def mostly_slow(*shown):
-    return [pytest.param(family, marks=() if family in shown else pytest.mark.slow) for family in FAMILIES]
 
 
 def applied(technique, family, batches=None, **changes):
