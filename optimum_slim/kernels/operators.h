@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <memory>
 #include <new>
 
 #include "read_layer.h"
@@ -82,6 +83,26 @@ ort::CustomOp float_operator() {
   one.GetVariadicOutputMinArity = one.GetVariadicOutputHomogeneity = first;
   one.GetStartVersion = one.GetEndVersion = first;
   return one;
+}
+
+// The whole operator of a kernel whose inputs are all floats. Kernel has kName, kInputs, its api, `made(api, info)`, which
+// reads its attributes, and `run(context)`.
+template <class Kernel>
+const ort::CustomOp* operator_of() {
+  static const ort::CustomOp op = [] {
+    ort::CustomOp one = float_operator<Kernel>();
+    one.GetName = [](const ort::CustomOp*) { return Kernel::kName; };
+    one.GetInputTypeCount = [](const ort::CustomOp*) { return Kernel::kInputs.size(); };
+    one.CreateKernelV2 = [](const ort::CustomOp*, ort::Api api, ort::ConstHandle info, void** kernel) {
+      return guarded(api, Kernel::kName, [&] { *kernel = std::make_unique<Kernel>(Kernel::made(api, info)).release(); });
+    };
+    one.KernelComputeV2 = [](void* data, ort::Handle context) {
+      const Kernel& kernel = *static_cast<const Kernel*>(data);
+      return guarded(kernel.api, Kernel::kName, [&] { kernel.run(context); });
+    };
+    return one;
+  }();
+  return &op;
 }
 
 }  // namespace slim

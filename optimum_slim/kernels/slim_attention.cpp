@@ -1,8 +1,6 @@
 // SlimAttention: shapes are checked each time, as nothing of it is known before.
 #include "slim_attention.h"
 
-#include <memory>
-
 #include "dispatch.h"
 #include "memory.h"
 #include "operators.h"
@@ -11,8 +9,6 @@
 namespace slim {
 namespace {
 
-constexpr const char* kName = "SlimAttention";
-constexpr std::array<const char*, 4> kInputs{"query", "key", "value", "mask"};
 constexpr int64_t kMostHeads = 65536;
 
 // Fewer multiply-adds than these are not worth waking a thread for.
@@ -20,25 +16,29 @@ constexpr int64_t kWorthSplitting = 4000000;
 constexpr int64_t kMostTasks = 16;
 
 struct Kernel {
+  static constexpr const char* kName = "SlimAttention";
+  static constexpr std::array<const char*, 4> kInputs{"query", "key", "value", "mask"};
+
   ort::Api api;
   int64_t heads;
   const Products* products;
+
+  static Kernel made(ort::Api api, ort::ConstHandle info);
+  void run(ort::Handle context) const;
 };
 
 [[noreturn]] void fail(const std::string& what, const std::string& expected) {
   throw ModelError(what + ", expected " + expected);
 }
 
-ort::Status create(const ort::CustomOp*, ort::Api api, ort::ConstHandle info, void** kernel) {
-  return guarded(api, kName, [&] {
-    int64_t heads = 0;
-    if (ort::Status status = ort::call(api, ort::kKernelInfoGetAttributeInt64, info, "heads", &heads)) {
-      ort::release(api, ort::kReleaseStatus, status);
-      heads = 0;
-    }
-    if (heads < 1 || heads > kMostHeads) fail("attribute heads is " + std::to_string(heads), "1 to 65536");
-    *kernel = std::make_unique<Kernel>(Kernel{api, heads, &choose_products()}).release();
-  });
+Kernel Kernel::made(ort::Api api, ort::ConstHandle info) {
+  int64_t heads = 0;
+  if (ort::Status status = ort::call(api, ort::kKernelInfoGetAttributeInt64, info, "heads", &heads)) {
+    ort::release(api, ort::kReleaseStatus, status);
+    heads = 0;
+  }
+  if (heads < 1 || heads > kMostHeads) fail("attribute heads is " + std::to_string(heads), "1 to 65536");
+  return {api, heads, &choose_products()};
 }
 
 using Shape = std::vector<int64_t>;
@@ -55,7 +55,7 @@ int64_t mask_stride(const Shape& mask, size_t axis, int64_t size, int64_t stride
 Attention checked(int64_t heads, const std::array<FloatInput, 4>& inputs) {
   for (size_t i = 0; i < 3; ++i)
     if (inputs[i].shape.size() != 3)
-      fail(std::string("input ") + kInputs[i] + " has another rank", "[batch, tokens, width]");
+      fail(std::string("input ") + Kernel::kInputs[i] + " has another rank", "[batch, tokens, width]");
   const Shape &query = inputs[0].shape, &key = inputs[1].shape, &value = inputs[2].shape, &mask = inputs[3].shape;
   if (mask.size() != 4) fail("input mask has another rank", "[batch, heads, queries, keys]");
   if (key != value) fail("inputs key and value have different shapes", "equal ones");
@@ -71,10 +71,10 @@ Attention checked(int64_t heads, const std::array<FloatInput, 4>& inputs) {
   return a;
 }
 
-void run(const Kernel& kernel, ort::Handle context) {
-  const auto inputs = float_inputs(kernel.api, context, kInputs);
-  Attention a = checked(kernel.heads, inputs);
-  a.output = float_output(kernel.api, context, inputs[0].shape);
+void Kernel::run(ort::Handle context) const {
+  const auto inputs = float_inputs(api, context, kInputs);
+  Attention a = checked(heads, inputs);
+  a.output = float_output(api, context, inputs[0].shape);
   if (!a.batch || !a.queries || !a.size) return;
   if (!a.keys) fail("there are no keys", "one at least");
 
@@ -85,28 +85,13 @@ void run(const Kernel& kernel, ort::Handle context) {
   const int64_t floats = round_up(padded * (a.size + kMostQueries), kMostLanes);
   thread_local Scratch memory;
   float* const scratch = memory.take<float>(tasks * floats);
-  Parallel(kernel.api, context)(tasks, [&](int64_t task) {
-    kernel.products->attend(a, {all * task / tasks, all * (task + 1) / tasks}, scratch + task * floats);
+  Parallel(api, context)(tasks, [&](int64_t task) {
+    products->attend(a, {all * task / tasks, all * (task + 1) / tasks}, scratch + task * floats);
   });
-}
-
-ort::Status compute(void* data, ort::Handle context) {
-  const Kernel& kernel = *static_cast<const Kernel*>(data);
-  return guarded(kernel.api, kName, [&] { run(kernel, context); });
 }
 
 }  // namespace
 
-const ort::CustomOp* attention_operator() {
-  static const ort::CustomOp op = [] {
-    ort::CustomOp one = float_operator<Kernel>();
-    one.GetName = [](const ort::CustomOp*) { return kName; };
-    one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs.size(); };
-    one.CreateKernelV2 = create;
-    one.KernelComputeV2 = compute;
-    return one;
-  }();
-  return &op;
-}
+const ort::CustomOp* attention_operator() { return operator_of<Kernel>(); }
 
 }  // namespace slim
