@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -78,12 +78,27 @@ def share_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
         graph.graph.node.insert(0, helper.make_node("Transpose", [embedding], [head], perm=[1, 0]))
 
 
+def unsigned_weights(graph: onnx.ModelProto) -> None:
+    """Stores the int8 weights of MatMulInteger, whose zero points are 0, as uint8 with zero point 128, in place.
+
+    The numbers stay the same everywhere. Without VNNI, ONNX Runtime's products of uint8 by int8 on x86 add pairs in 16
+    bits, which overflow; those of uint8 by uint8 do not. Where there is VNNI, both run the same instructions.
+    """
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    for node in graph.graph.node:
+        if node.op_type == "MatMulInteger" and node.input[1] in stored:
+            weight, zero_point = stored.pop(node.input[1]), stored[node.input[3]]
+            unsigned = numpy_helper.to_array(weight).view(np.uint8) ^ np.uint8(128)
+            weight.CopyFrom(numpy_helper.from_array(unsigned, weight.name))
+            zero_point.CopyFrom(numpy_helper.from_array(np.array(128, np.uint8), zero_point.name))
+
+
 def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
     """Stores embeddings as int8 with one scale per token, in place; a head made by `quantize_dynamic` from the same
-    weight (`tied`: embedding by head) reads the same integers."""
+    weight (`tied`: embedding by head) reads the same integers, which are uint8 and 128 more."""
     heads = {embedding: head for head, embedding in tied.items()}
     for name, gathers in float_embeddings(graph).items():
-        integers, scales = f"{name}.int8", f"{name}.scale"
+        integers, scales = f"{name}.integers", f"{name}.scale"
         stored = initializer(graph, f"{heads[name]}_quantized") if name in heads else None
         if stored is not None:
             quantized = numpy_helper.to_array(stored).T
@@ -95,19 +110,30 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
             graph.graph.initializer.remove(stored)
         else:
             quantized, scale = quantized_rows(stored_array(graph, name))
-        add_initializer(graph, integers, np.ascontiguousarray(quantized, dtype=np.int8))
+        add_initializer(graph, integers, np.ascontiguousarray(quantized))
         add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
+        zero_point = None
+        if stored is not None:
+            zero_point = f"{name}.zero_point"
+            add_constant(graph, zero_point, np.float32(128))
         for gather in gathers:
-            ids, output = gather.input[1], gather.output[0]
-            replace_node(
-                graph,
-                gather,
-                helper.make_node("Gather", [integers, ids], [f"{output}.rows"], name=f"{gather.name}.rows"),
-                helper.make_node("Gather", [scales, ids], [f"{output}.scales"], name=f"{gather.name}.scales"),
-                helper.make_node("Cast", [f"{output}.rows"], [f"{output}.float"], to=onnx.TensorProto.FLOAT),
-                helper.make_node("Mul", [f"{output}.float", f"{output}.scales"], [output]),
-            )
+            replace_node(graph, gather, *_dequantized_rows(gather, integers, scales, zero_point))
         drop_unused(graph)
+
+
+def _dequantized_rows(
+    gather: onnx.NodeProto, integers: str, scales: str, zero_point: str | None
+) -> Iterator[onnx.NodeProto]:
+    """What a Gather of float rows becomes."""
+    ids, output = gather.input[1], gather.output[0]
+    value = f"{output}.float"
+    yield helper.make_node("Gather", [integers, ids], [f"{output}.rows"], name=f"{gather.name}.rows")
+    yield helper.make_node("Gather", [scales, ids], [f"{output}.scales"], name=f"{gather.name}.scales")
+    yield helper.make_node("Cast", [f"{output}.rows"], [value], to=onnx.TensorProto.FLOAT)
+    if zero_point is not None:
+        yield helper.make_node("Sub", [value, zero_point], [f"{output}.centred"])
+        value = f"{output}.centred"
+    yield helper.make_node("Mul", [value, f"{output}.scales"], [output])
 
 
 def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:

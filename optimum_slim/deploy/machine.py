@@ -25,12 +25,6 @@ def cpu_flags() -> tuple[str, ...]:
     return tuple(flag for flag in _FLAGS if flag in known)
 
 
-def multiplies_int8_exactly() -> bool:
-    """Without VNNI, x86 adds pairs of uint8 x int8 products in 16 bits, which overflow: weights then need 7 bits."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return not x86 or "avx512_vnni" in cpu_flags() or "avx_vnni" in cpu_flags()
-
-
 def environment() -> dict[str, object]:
     """CPU, system and versions, as they go into a report."""
     info = Path("/proc/cpuinfo")

@@ -20,9 +20,9 @@ from optimum_slim.deploy.graph import (
     share_embeddings,
     sum_residuals,
     tied_heads,
+    unsigned_weights,
 )
 from optimum_slim.deploy.lowering import lower
-from optimum_slim.deploy.machine import multiplies_int8_exactly
 from optimum_slim.deploy.norms import fuse_residual_norms
 
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
@@ -44,7 +44,7 @@ def fp32(graph: onnx.ModelProto, target: Path) -> None:
 
 
 def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
-    """int8 weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
+    """8-bit weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
     arXiv:1712.05877, as ONNX Runtime's dynamic quantization). Products of two activations stay float: they are small,
     and quantizing them costs the most accuracy."""
     large = is_large(graph)
@@ -57,11 +57,11 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            reduce_range=not multiplies_int8_exactly(),
             use_external_data_format=large,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
     quantized = onnx.load(target)
+    unsigned_weights(quantized)
     quantize_embeddings(quantized, tied)
     save_onnx(quantized, target)
 

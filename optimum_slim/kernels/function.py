@@ -126,12 +126,12 @@ class Body:
         self.nodes.append(node)
 
 
-def _weight(body: Body) -> str:
-    """The dense weight, int8 [N, K]: every block takes its place's row of a table whose row 0 is zeros."""
+def _weight(body: Body, values: str, zero: np.integer[Any]) -> str:
+    """The dense weight [N, K] of the kept `values`: every block takes its place's row of a table whose row 0 is filled
+    with `zero`, a scalar of the values' type."""
     n, k = body.attribute("N"), body.attribute("K")
     outputs, inputs = body.attribute("outputs"), body.attribute("inputs")
-    one, minus_one = body.constant([1], np.int64), body.constant([-1], np.int64)
-    zero = body.constant([0], np.int64)
+    first, one, minus_one = (body.constant([number], np.int64) for number in (0, 1, -1))
 
     def ceil_div(size: str, unit: str) -> str:
         return body.add("Div", body.add("Sub", body.add("Add", size, unit), one), unit)
@@ -145,13 +145,11 @@ def _weight(body: Body) -> str:
         body.constant([1, 2, 4, 8, 16, 32, 64, 128], np.uint8),
     )
     flags = body.add("Cast", body.add("Cast", bits, to=TensorProto.BOOL), to=TensorProto.INT32)
-    kept = body.add("Slice", body.add("Reshape", flags, minus_one), zero, count)
+    kept = body.add("Slice", body.add("Reshape", flags, minus_one), first, count)
     place = body.add("Mul", body.add("CumSum", kept, body.constant(0, np.int64)), kept)
 
-    zeros = body.add("Expand", body.constant([0], np.int8), size)
-    table = body.add(
-        "Reshape", body.add("Concat", zeros, "values", axis=0), body.add("Concat", minus_one, size, axis=0)
-    )
+    zeros = body.add("Expand", body.constant([zero], zero.dtype), size)
+    table = body.add("Reshape", body.add("Concat", zeros, values, axis=0), body.add("Concat", minus_one, size, axis=0))
     blocks = body.add("Gather", table, place, axis=0)
     grid = body.add("Reshape", blocks, body.add("Concat", rows, columns, outputs, inputs, axis=0))
     over_edge = body.add(
@@ -181,11 +179,16 @@ def _quantized(body: Body, x: str) -> tuple[str, str]:
 
 def _plain_body(body: Body) -> None:
     """FORMAT.md's numbers. The two scales are applied one after the other: their product would be another float, and
-    ONNX Runtime's fusion of MatMulInteger with such a product mistakes the rows' scales for one."""
-    weight = body.add("Transpose", _weight(body), perm=[1, 0])
+    ONNX Runtime's fusion of MatMulInteger with such a product mistakes the rows' scales for one.
+
+    Weights are multiplied as uint8, 128 more than they are: with int8, ONNX Runtime's products saturate on x86 without
+    VNNI. A cast keeps the lowest eight bits, and turning the highest of them over adds 128."""
+    middle = body.constant(128, np.uint8)
+    unsigned = body.add("BitwiseXor", body.add("Cast", "values", to=TensorProto.UINT8), middle)
+    weight = body.add("Transpose", _weight(body, unsigned, np.uint8(128)), perm=[1, 0])
     values, row_scale = _quantized(body, "x")
-    unsigned = body.add("Cast", body.add("Add", values, body.constant(128.0, np.float32)), to=TensorProto.UINT8)
-    sums = body.add("MatMulInteger", unsigned, weight, body.constant(128, np.uint8))
+    rows = body.add("Cast", body.add("Add", values, body.constant(128.0, np.float32)), to=TensorProto.UINT8)
+    sums = body.add("MatMulInteger", rows, weight, middle, middle)
     scaled = body.add("Mul", body.add("Cast", sums, to=TensorProto.FLOAT), row_scale)
     scale = body.add("Reshape", "scale", body.constant([-1], np.int64))
     body.add("Add", body.add("Mul", scaled, scale), "bias", output="y")
@@ -200,7 +203,7 @@ def _grouped_body(body: Body) -> None:
     values, row_scale = _quantized(body, rows)
     x = body.add("Reshape", body.add("Mul", values, row_scale), body.add("Concat", leading, k, axis=0), allowzero=1)
 
-    grid = body.add("Reshape", _weight(body), body.add("Concat", n, groups, size, axis=0))
+    grid = body.add("Reshape", _weight(body, "values", np.int8(0)), body.add("Concat", n, groups, size, axis=0))
     scale = body.add("Unsqueeze", "scale", body.constant([2], np.int64))
     scaled = body.add("Mul", body.add("Cast", grid, to=TensorProto.FLOAT), scale)
     weight = body.add("Transpose", body.add("Reshape", scaled, body.add("Concat", n, k, axis=0)), perm=[1, 0])

@@ -121,7 +121,7 @@ def test_quantized_embeddings_are_off_by_at_most_half_a_step_of_their_row(scale)
     graph = graph_of(nodes, {"table": table}, [1, 4, WIDTH])
     quantize_embeddings(graph, {})
     stored = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
-    assert stored == {"table.int8": TensorProto.INT8, "table.scale": TensorProto.FLOAT}
+    assert stored == {"table.integers": TensorProto.INT8, "table.scale": TensorProto.FLOAT}
     wanted = table[IDS["ids"]]
     half_step = np.abs(wanted).max(-1, keepdims=True) / 127 / 2
     assert (np.abs(run(graph) / 2 - wanted) <= half_step * 1.0001).all()
