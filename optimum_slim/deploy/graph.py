@@ -115,7 +115,7 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
         zero_point = None
         if stored is not None:
             zero_point = f"{name}.zero_point"
-            add_constant(graph, zero_point, np.float32(128))
+            add_constant(graph, zero_point, np.array(128, np.float32))
         for gather in gathers:
             replace_node(graph, gather, *_dequantized_rows(gather, integers, scales, zero_point))
         drop_unused(graph)
