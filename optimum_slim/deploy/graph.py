@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -112,28 +113,44 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
             quantized, scale = quantized_rows(stored_array(graph, name))
         add_initializer(graph, integers, np.ascontiguousarray(quantized))
         add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
-        zero_point = None
-        if stored is not None:
-            zero_point = f"{name}.zero_point"
-            add_constant(graph, zero_point, np.array(128, np.float32))
         for gather in gathers:
-            replace_node(graph, gather, *_dequantized_rows(gather, integers, scales, zero_point))
+            read_integers(graph, gather, integers, scales, 0 if stored is None else 128)
         drop_unused(graph)
 
 
-def _dequantized_rows(
-    gather: onnx.NodeProto, integers: str, scales: str, zero_point: str | None
-) -> Iterator[onnx.NodeProto]:
-    """What a Gather of float rows becomes."""
+def read_integers(
+    graph: onnx.ModelProto, gather: onnx.NodeProto, integers: str, scales: str, zero_point: int = 0, groups: int = 1
+) -> None:
+    """Makes a Gather of float rows, by ids [batch, tokens], one of integers and their scales, in place.
+
+    Args:
+        integers: [rows, width]. scales: [rows, groups]. zero_point: the integer that stands for 0.
+    """
     ids, output = gather.input[1], gather.output[0]
-    value = f"{output}.float"
-    yield helper.make_node("Gather", [integers, ids], [f"{output}.rows"], name=f"{gather.name}.rows")
-    yield helper.make_node("Gather", [scales, ids], [f"{output}.scales"], name=f"{gather.name}.scales")
-    yield helper.make_node("Cast", [f"{output}.rows"], [value], to=onnx.TensorProto.FLOAT)
-    if zero_point is not None:
-        yield helper.make_node("Sub", [value, zero_point], [f"{output}.centred"])
-        value = f"{output}.centred"
-    yield helper.make_node("Mul", [value, f"{output}.scales"], [output])
+    nodes: list[onnx.NodeProto] = []
+
+    def add(op_type: str, *inputs: str, part: str, name: str = "", **attributes: Any) -> str:
+        made = f"{output}.{part}" if part else output
+        nodes.append(helper.make_node(op_type, inputs, [made], name=name, **attributes))
+        return made
+
+    def constant(part: str, value: np.ndarray) -> str:
+        add_constant(graph, f"{output}.{part}", value)
+        return f"{output}.{part}"
+
+    value = add("Gather", integers, ids, part="rows", name=f"{gather.name}.rows")
+    scale = add("Gather", scales, ids, part="scales", name=f"{gather.name}.scales")
+    value = add("Cast", value, part="float", to=onnx.TensorProto.FLOAT)
+    if zero_point:
+        value = add("Sub", value, constant("zero_point", np.array(zero_point, np.float32)), part="centred")
+    if groups > 1:
+        value = add("Reshape", value, constant("grouping", np.array([0, 0, groups, -1])), part="groups")
+        scale = add("Reshape", scale, constant("column", np.array([0, 0, groups, 1])), part="column_of_scales")
+        value = add("Mul", value, scale, part="scaled")
+        add("Reshape", value, constant("whole", np.array([0, 0, -1])), part="", name=f"{gather.name}.row")
+    else:
+        add("Mul", value, scale, part="")
+    replace_node(graph, gather, *nodes)
 
 
 def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:

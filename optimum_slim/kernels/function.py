@@ -1,45 +1,58 @@
-"""The model-local functions of SlimLinear: without our library, sessions rebuild the dense weight once and run that."""
+"""The model-local functions of SlimLinear: without our library, sessions rebuild the dense weight once and run that.
+
+ONNX Runtime keeps what each node of the rebuilding makes until the last layer is done, so its bytes add up over the
+whole model. Hence a body for each kind of pattern, of few nodes, with nothing wider than a byte for each weight.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto, TensorProto
 
-from optimum_slim.kernels.pattern import pattern_named
+from optimum_slim.kernels.pattern import KINDS, pattern_named
 
 DOMAIN = "ai.optimum.slim"
 VERSION = 1
+MIDDLE = 128  # the uint8 that stands for 0
 ACTIVATIONS = ("", "Relu", "Gelu", "GeluTanh", "Silu")
 OPERATORS: tuple[str, ...] = tuple(
-    f"SlimLinear{grouped}{activation}" for grouped in ("", "Grouped") for activation in ACTIVATIONS
+    f"SlimLinear{kind}{grouped}{activation}"
+    for kind in KINDS
+    for grouped in ("", "Grouped")
+    for activation in ACTIVATIONS
 )
 
-INPUTS = ["x", "mask", "values", "scale", "bias"]
+INPUTS = ["x", "gaps", "values", "scale", "bias"]
 ATTRIBUTES = ["K", "N", "pattern", "inputs", "outputs", "bits"]
 
 
+def operator_name(pattern: str, activation: str = "", group_size: int | None = None) -> str:
+    """The operator of a layer. Raises ValueError for an unknown pattern or activation."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"no activation is named {activation!r}; there are {', '.join(ACTIVATIONS[1:])}")
+    return f"SlimLinear{pattern_named(pattern).kind}{'' if group_size is None else 'Grouped'}{activation}"
+
+
 def slim_node(
-    op_type: str,
     inputs: Sequence[str],
     output: str,
     k: int,
     n: int,
     pattern: str,
+    activation: str = "",
     group_size: int | None = None,
     name: str = "",
 ) -> NodeProto:
-    """A node of one of OPERATORS. Its inputs are the names of x, mask, values, scale and bias.
+    """A node of one layer. Its inputs are the names of x, gaps, values, scale and bias.
 
-    Raises ValueError for an unknown operator or pattern, or a group_size that does not go with the operator.
+    Raises ValueError as `operator_name`.
     """
-    _check_operator(op_type)
-    shape = pattern_named(pattern)
-    if _is_grouped(op_type) != (group_size is not None):
-        raise ValueError(f"{op_type} {'needs a' if group_size is None else 'has no'} group_size")
+    op_type, shape = operator_name(pattern, activation, group_size), pattern_named(pattern)
     attributes: dict[str, Any] = {
         "K": k,
         "N": n,
@@ -55,43 +68,41 @@ def slim_node(
     return node
 
 
-def slim_functions(op_types: Iterable[str], opset: int = 18) -> list[FunctionProto]:
+def slim_functions(op_types: Iterable[str], opset: int = 18, over_edge: bool = True) -> list[FunctionProto]:
     """The functions of these operators and of those they call, for a model that imports the ONNX opset `opset`.
+
+    Args:
+        over_edge: False where in all layers of the model the sizes of the blocks divide N and K: it saves a copy of
+            each weight when the model is loaded.
 
     Raises ValueError for an unknown operator, or an opset before 18 (no BitwiseAnd).
     """
     if opset < 18:
         raise ValueError(f"the functions need opset 18 or later, not {opset}")
     wanted = set(op_types)
-    for op_type in wanted:
-        _check_operator(op_type)
-    wanted |= {_plain(op_type) for op_type in wanted}
-    return [_function(op_type, opset) for op_type in OPERATORS if op_type in wanted]
-
-
-def _check_operator(op_type: str) -> None:
-    if op_type not in OPERATORS:
+    for op_type in wanted - set(OPERATORS):
         raise ValueError(f"no operator is named {op_type!r}; there are {', '.join(OPERATORS)}")
+    wanted |= {_plain(op_type)[0] for op_type in wanted}
+    return [_function(op_type, opset, over_edge) for op_type in OPERATORS if op_type in wanted]
 
 
-def _is_grouped(op_type: str) -> bool:
-    return op_type.startswith("SlimLinearGrouped")
+def _plain(op_type: str) -> tuple[str, str]:
+    """The operator without activation, and the activation."""
+    activation = max((one for one in ACTIVATIONS if op_type.endswith(one)), key=len)
+    return op_type.removesuffix(activation), activation
 
 
-def _plain(op_type: str) -> str:
-    return "SlimLinearGrouped" if _is_grouped(op_type) else "SlimLinear"
-
-
-def _function(op_type: str, opset: int) -> FunctionProto:
-    attributes = ATTRIBUTES + (["group_size"] if _is_grouped(op_type) else [])
+def _function(op_type: str, opset: int, over_edge: bool) -> FunctionProto:
+    plain, activation = _plain(op_type)
+    grouped = plain.endswith("Grouped")
+    attributes = ATTRIBUTES + (["group_size"] if grouped else [])
     body = Body()
-    if op_type != _plain(op_type):
-        body.call(_plain(op_type), attributes)
-        _ACTIVATION_BODIES[op_type.removeprefix(_plain(op_type))](body)
-    elif _is_grouped(op_type):
-        _grouped_body(body)
+    if activation:
+        body.call(plain, attributes)
+        _ACTIVATION_BODIES[activation](body)
     else:
-        _plain_body(body)
+        kind = plain.removeprefix("SlimLinear").removesuffix("Grouped")
+        (_grouped_body if grouped else _plain_body)(body, partial(_WEIGHTS[kind], over_edge=over_edge))
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(DOMAIN, op_type, INPUTS, ["y"], body.nodes, imports, attributes)
 
@@ -117,6 +128,15 @@ class Body:
         self.nodes[-1].attribute.append(reference)
         return self.add("Reshape", scalar, self.constant([1], np.int64))
 
+    def summed(self, gaps: str) -> str:
+        """Places, from the gaps before them. ONNX Runtime has no sum of bytes, and does not fold NonZero."""
+        wide = self.add("Cast", gaps, to=TensorProto.INT32)
+        return self.add("CumSum", wide, self.constant(0, np.int64))
+
+    def filled(self, value: np.integer[Any], shape: str) -> str:
+        """Layers of one shape share this: ONNX Runtime computes what is the same once."""
+        return self.add("ConstantOfShape", shape, value=numpy_helper.from_array(np.array([value], value.dtype)))
+
     def call(self, op_type: str, attributes: Sequence[str]) -> None:
         """The plain operator with all inputs and attributes of this function; its output is named linear."""
         node = helper.make_node(op_type, INPUTS, ["linear"], domain=DOMAIN)
@@ -126,39 +146,48 @@ class Body:
         self.nodes.append(node)
 
 
-def _weight(body: Body, values: str, zero: np.integer[Any]) -> str:
-    """The dense weight [N, K] of the kept `values`: every block takes its place's row of a table whose row 0 is filled
-    with `zero`, a scalar of the values' type."""
+# Each gives the dense weight [K, N] from the kept `values`; what is not kept gets the value `zero`, of their type.
+
+
+def _dense(body: Body, values: str, zero: np.integer[Any], over_edge: bool) -> str:
+    return body.add("Transpose", values, perm=[1, 0])
+
+
+def _blocks(body: Body, values: str, zero: np.integer[Any], over_edge: bool) -> str:
+    """Blocks [outputs, inputs] go to their places on a grid of rows and columns."""
     n, k = body.attribute("N"), body.attribute("K")
     outputs, inputs = body.attribute("outputs"), body.attribute("inputs")
-    first, one, minus_one = (body.constant([number], np.int64) for number in (0, 1, -1))
+    one = body.constant([1], np.int64)
 
     def ceil_div(size: str, unit: str) -> str:
         return body.add("Div", body.add("Sub", body.add("Add", size, unit), one), unit)
 
     rows, columns = ceil_div(n, outputs), ceil_div(k, inputs)
-    count, size = body.add("Mul", rows, columns), body.add("Mul", outputs, inputs)
-
-    bits = body.add(
-        "BitwiseAnd",
-        body.add("Unsqueeze", "mask", one),
-        body.constant([1, 2, 4, 8, 16, 32, 64, 128], np.uint8),
-    )
-    flags = body.add("Cast", body.add("Cast", bits, to=TensorProto.BOOL), to=TensorProto.INT32)
-    kept = body.add("Slice", body.add("Reshape", flags, minus_one), first, count)
-    place = body.add("Mul", body.add("CumSum", kept, body.constant(0, np.int64)), kept)
-
-    zeros = body.add("Expand", body.constant([zero], zero.dtype), size)
-    table = body.add("Reshape", body.add("Concat", zeros, values, axis=0), body.add("Concat", minus_one, size, axis=0))
-    blocks = body.add("Gather", table, place, axis=0)
+    places = body.add("Cast", body.summed(body.add("Unsqueeze", "gaps", one)), to=TensorProto.INT64)
+    zeros = body.filled(zero, body.add("Concat", body.add("Mul", rows, columns), outputs, inputs, axis=0))
+    blocks = body.add("ScatterND", zeros, places, values)
     grid = body.add("Reshape", blocks, body.add("Concat", rows, columns, outputs, inputs, axis=0))
-    over_edge = body.add(
-        "Reshape",
-        body.add("Transpose", grid, perm=[0, 2, 1, 3]),
-        body.add("Concat", body.add("Mul", rows, outputs), body.add("Mul", columns, inputs), axis=0),
-    )
-    ends = body.add("Concat", n, k, axis=0)
-    return body.add("Slice", over_edge, body.constant([0, 0], np.int64), ends)
+    sizes = body.add("Concat", body.add("Mul", columns, inputs), body.add("Mul", rows, outputs), axis=0)
+    weight = body.add("Reshape", body.add("Transpose", grid, perm=[1, 3, 0, 2]), sizes)
+    if not over_edge:
+        return weight
+    return body.add("Slice", weight, body.constant([0, 0], np.int64), body.add("Concat", k, n, axis=0))
+
+
+def _singles(body: Body, values: str, zero: np.integer[Any], over_edge: bool) -> str:
+    """Weights go to their places on a line, input by input."""
+    n, k = body.attribute("N"), body.attribute("K")
+    pairs = body.add("Unsqueeze", "gaps", body.constant([1], np.int64))
+    halves = body.add("BitShift", pairs, body.constant([0, 4], np.uint8), direction="RIGHT")
+    gaps = body.add("BitwiseAnd", halves, body.constant([15], np.uint8))
+    line = body.add("Reshape", gaps, body.constant([-1], np.int64))
+    kept = body.add("Slice", line, body.constant([0], np.int64), body.add("Shape", values))
+    zeros = body.filled(zero, body.add("Mul", k, n))
+    weight = body.add("ScatterElements", zeros, body.summed(kept), values, axis=0)
+    return body.add("Reshape", weight, body.add("Concat", k, n, axis=0))
+
+
+_WEIGHTS: dict[str, Callable[..., str]] = {"": _dense, "Blocks": _blocks, "Singles": _singles}
 
 
 def _quantized(body: Body, x: str) -> tuple[str, str]:
@@ -177,24 +206,23 @@ def _quantized(body: Body, x: str) -> tuple[str, str]:
     return values, body.add("Add", body.add("Div", largest, full), zero_or_nan)
 
 
-def _plain_body(body: Body) -> None:
+def _plain_body(body: Body, weight_of: Callable[..., str]) -> None:
     """FORMAT.md's numbers. The two scales are applied one after the other: their product would be another float, and
     ONNX Runtime's fusion of MatMulInteger with such a product mistakes the rows' scales for one.
 
-    Weights are multiplied as uint8, 128 more than they are: with int8, ONNX Runtime's products saturate on x86 without
-    VNNI. A cast keeps the lowest eight bits, and turning the highest of them over adds 128."""
-    middle = body.constant(128, np.uint8)
-    unsigned = body.add("BitwiseXor", body.add("Cast", "values", to=TensorProto.UINT8), middle)
-    weight = body.add("Transpose", _weight(body, unsigned, np.uint8(128)), perm=[1, 0])
+    Weights are multiplied as they are stored, uint8 and 128 more: with int8, ONNX Runtime's products saturate on x86
+    without VNNI."""
+    weight = weight_of(body, "values", np.uint8(MIDDLE))
     values, row_scale = _quantized(body, "x")
-    rows = body.add("Cast", body.add("Add", values, body.constant(128.0, np.float32)), to=TensorProto.UINT8)
-    sums = body.add("MatMulInteger", rows, weight, middle, middle)
+    shifted = body.add("Add", values, body.constant(MIDDLE, np.float32))
+    middle = body.constant(MIDDLE, np.uint8)
+    sums = body.add("MatMulInteger", body.add("Cast", shifted, to=TensorProto.UINT8), weight, middle, middle)
     scaled = body.add("Mul", body.add("Cast", sums, to=TensorProto.FLOAT), row_scale)
     scale = body.add("Reshape", "scale", body.constant([-1], np.int64))
     body.add("Add", body.add("Mul", scaled, scale), "bias", output="y")
 
 
-def _grouped_body(body: Body) -> None:
+def _grouped_body(body: Body, weight_of: Callable[..., str]) -> None:
     """Values and weights times their scales, then a float product: ONNX has no integer product with groups."""
     n, k, size = body.attribute("N"), body.attribute("K"), body.attribute("group_size")
     groups = body.add("Div", k, size)
@@ -203,10 +231,13 @@ def _grouped_body(body: Body) -> None:
     values, row_scale = _quantized(body, rows)
     x = body.add("Reshape", body.add("Mul", values, row_scale), body.add("Concat", leading, k, axis=0), allowzero=1)
 
-    grid = body.add("Reshape", _weight(body, "values", np.int8(0)), body.add("Concat", n, groups, size, axis=0))
-    scale = body.add("Unsqueeze", "scale", body.constant([2], np.int64))
+    # Turning the highest bit over takes 128 away; a cast keeps the bits.
+    turned = body.add("BitwiseXor", "values", body.constant(MIDDLE, np.uint8))
+    weight = weight_of(body, body.add("Cast", turned, to=TensorProto.INT8), np.int8(0))
+    grid = body.add("Reshape", weight, body.add("Concat", groups, size, n, axis=0))
+    scale = body.add("Unsqueeze", body.add("Transpose", "scale", perm=[1, 0]), body.constant([1], np.int64))
     scaled = body.add("Mul", body.add("Cast", grid, to=TensorProto.FLOAT), scale)
-    weight = body.add("Transpose", body.add("Reshape", scaled, body.add("Concat", n, k, axis=0)), perm=[1, 0])
+    weight = body.add("Reshape", scaled, body.add("Concat", k, n, axis=0))
     body.add("Add", body.add("MatMul", x, weight), "bias", output="y")
 
 

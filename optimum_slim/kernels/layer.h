@@ -8,34 +8,40 @@ namespace slim {
 
 enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 
+// How a file stores weights, as it stands in the operator's name.
+enum class Kind { kDense, kBlocks, kSingles };
+
 enum class Pattern { kUnstructured, kTwoOfFour, k4x1, k4x2, k4x4, kDense };
 
 struct Layer {
   int64_t inputs = 0;   // K
   int64_t outputs = 0;  // N
   Pattern pattern = Pattern::kDense;
-  int block_inputs = 4;
-  int block_outputs = 4;
+  int block_inputs = 1;  // dense: all inputs
+  int block_outputs = 1;
   int64_t groups = 1;  // G: each has its own scale of the activations and of the weights
   Activation activation = Activation::kNone;
 
+  // Whatever the file's order, block row by block row.
+  std::vector<uint8_t> mask;   // a bit for each block
+  std::vector<int8_t> values;  // [kept block][output][input]
+
   // Borrowed from the model's initializers; they need to live only while the layer is packed.
-  const uint8_t* mask = nullptr;
-  const int8_t* values = nullptr;
   const float* scale = nullptr;  // [outputs][groups]
   const float* bias = nullptr;   // [outputs]
 
   int64_t block_rows() const { return (outputs + block_outputs - 1) / block_outputs; }
   int64_t block_columns() const { return (inputs + block_inputs - 1) / block_inputs; }
   int64_t group_size() const { return inputs / groups; }
+  void keep(int64_t block) { mask[block >> 3] |= 1 << (block & 7); }
   bool kept(int64_t block) const { return mask[block >> 3] >> (block & 7) & 1; }
 };
 
-// Calls visit(block row, block column, values of the block) for each kept block, in the order of the file.
+// Calls visit(block row, block column, values of the block) for each kept block, block row by block row.
 template <class Visit>
 void for_each_kept_block(const Layer& layer, Visit&& visit) {
   const int64_t rows = layer.block_rows(), columns = layer.block_columns();
-  const int8_t* values = layer.values;
+  const int8_t* values = layer.values.data();
   int64_t block = 0;
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < columns; ++column, ++block)

@@ -13,7 +13,7 @@ from onnx.onnx_pb import ModelProto, TensorProto
 from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
 from optimum_slim.kernels.packing import pack
 
-TENSORS = ("mask", "values", "scale", "bias")  # the initializers' names
+TENSORS = ("gaps", "values", "scale", "bias")  # the initializers' names
 
 
 def layer_model(
@@ -33,17 +33,17 @@ def layer_model(
         leading: the dimensions of x before K, names or numbers.
         functions: False leaves the function out, so that only a session with our library loads the model.
     """
-    op_type = f"SlimLinear{'' if group_size is None else 'Grouped'}{activation}"
     n, k = weight.shape
-    mask, values = pack(weight, pattern)
-    tensors: tuple[NDArray[Any], ...] = (mask, values, scale, bias)
+    gaps, values = pack(weight, pattern)
+    tensors: tuple[NDArray[Any], ...] = (gaps, values, scale, bias)
+    node = slim_node(["x", *TENSORS], "y", k, n, pattern, activation, group_size)
     graph = helper.make_graph(
-        [slim_node(op_type, ["x", *TENSORS], "y", k, n, pattern, group_size)],
+        [node],
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*leading, k])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*leading, n])],
         [numpy_helper.from_array(a, name) for name, a in zip(TENSORS, tensors)],
     )
     imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
-    bodies = slim_functions([op_type]) if functions else []
+    bodies = slim_functions([node.op_type]) if functions else []
     return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=9)

@@ -13,6 +13,15 @@ class Pattern:
     inputs: int
     outputs: int
 
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`: how kept weights are stored, as it stands in the operator's name."""
+        if self.name == "dense":
+            return ""
+        return "Singles" if self.inputs * self.outputs == 1 else "Blocks"
+
+
+KINDS = ("", "Blocks", "Singles")
 
 PATTERNS: dict[str, Pattern] = {
     "unstructured": Pattern("unstructured", 1, 1),
@@ -20,7 +29,7 @@ PATTERNS: dict[str, Pattern] = {
     "4x1": Pattern("4x1", 4, 1),
     "4x2": Pattern("4x2", 4, 2),
     "4x4": Pattern("4x4", 4, 4),
-    "dense": Pattern("dense", 4, 4),  # every block is kept
+    "dense": Pattern("dense", 1, 1),  # every weight is kept
 }
 
 

@@ -15,17 +15,18 @@ constexpr size_t kLongestPattern = 64;
 struct PatternRow {
   const char* name;
   Pattern pattern;
+  Kind kind;
   int inputs;
   int outputs;
 };
 
 constexpr std::array<PatternRow, 6> kPatterns{{
-    {"unstructured", Pattern::kUnstructured, 1, 1},
-    {"2:4", Pattern::kTwoOfFour, 1, 1},
-    {"4x1", Pattern::k4x1, 4, 1},
-    {"4x2", Pattern::k4x2, 4, 2},
-    {"4x4", Pattern::k4x4, 4, 4},
-    {"dense", Pattern::kDense, 4, 4},
+    {"unstructured", Pattern::kUnstructured, Kind::kSingles, 1, 1},
+    {"2:4", Pattern::kTwoOfFour, Kind::kSingles, 1, 1},
+    {"4x1", Pattern::k4x1, Kind::kBlocks, 4, 1},
+    {"4x2", Pattern::k4x2, Kind::kBlocks, 4, 2},
+    {"4x4", Pattern::k4x4, Kind::kBlocks, 4, 4},
+    {"dense", Pattern::kDense, Kind::kDense, 1, 1},
 }};
 
 [[noreturn]] void fail(const std::string& what, const std::string& found, const std::string& expected) {
@@ -49,7 +50,7 @@ int64_t int_attribute(ort::Api api, ort::ConstHandle info, const char* name, int
   return value;
 }
 
-const PatternRow& pattern_attribute(ort::Api api, ort::ConstHandle info) {
+const PatternRow& pattern_attribute(ort::Api api, ort::ConstHandle info, Kind kind) {
   std::array<char, kLongestPattern> text{};
   size_t size = text.size();
   if (ort::Status status = ort::call(api, ort::kKernelInfoGetAttributeString, info, "pattern", text.data(), &size)) {
@@ -57,10 +58,12 @@ const PatternRow& pattern_attribute(ort::Api api, ort::ConstHandle info) {
     fail("attribute pattern", "missing, no string or too long", "the name of a pattern");
   }
   text.back() = '\0';
-  for (const PatternRow& row : kPatterns)
-    if (std::strcmp(row.name, text.data()) == 0) return row;
   std::string names;
-  for (const PatternRow& row : kPatterns) names += (names.empty() ? "" : ", ") + std::string(row.name);
+  for (const PatternRow& row : kPatterns) {
+    if (row.kind != kind) continue;
+    if (std::strcmp(row.name, text.data()) == 0) return row;
+    names += (names.empty() ? "" : ", ") + std::string(row.name);
+  }
   fail("attribute pattern", std::string("'") + text.data() + "'", "one of " + names);
 }
 
@@ -70,10 +73,7 @@ std::string text_of(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-// The data of an initializer; null where it has no elements.
-const void* constant_input(ort::Api api, ort::ConstHandle info, size_t index, const char* name, int element_type,
-                           const std::vector<int64_t>& shape) {
-  const std::string what = std::string("input ") + name;
+ort::ConstHandle initializer(ort::Api api, ort::ConstHandle info, size_t index, const std::string& what) {
   int is_constant = 0;
   ort::ConstHandle value = nullptr;
   if (ort::Status status = ort::call(api, ort::kKernelInfoGetConstantInputTensor, info, index, &is_constant, &value)) {
@@ -81,6 +81,21 @@ const void* constant_input(ort::Api api, ort::ConstHandle info, size_t index, co
     is_constant = 0;
   }
   if (!is_constant || !value) fail(what, "no initializer", "an initializer");
+  return value;
+}
+
+int64_t first_dimension(ort::Api api, ort::ConstHandle info, size_t index, const char* name) {
+  const std::string what = std::string("input ") + name;
+  const std::vector<int64_t> shape = shape_of(api, initializer(api, info, index, what));
+  if (shape.empty()) fail(what, "a scalar", "a dimension for the kept blocks");
+  return shape[0];
+}
+
+// The data of an initializer; null where it has no elements.
+const void* constant_input(ort::Api api, ort::ConstHandle info, size_t index, const char* name, int element_type,
+                           const std::vector<int64_t>& shape) {
+  const std::string what = std::string("input ") + name;
+  const ort::ConstHandle value = initializer(api, info, index, what);
   int found_type = 0;
   const std::vector<int64_t> found = shape_of(api, value, &found_type);
   if (found_type != element_type)
@@ -93,27 +108,17 @@ const void* constant_input(ort::Api api, ort::ConstHandle info, size_t index, co
   return data;
 }
 
-int64_t count_kept(const Layer& layer, int64_t blocks) {
-  int64_t kept = 0;
-  for (int64_t byte = 0; byte < (blocks + 7) / 8; ++byte) kept += __builtin_popcount(layer.mask[byte]);
-  return kept;
-}
+int8_t weight_of(uint8_t stored) { return static_cast<int8_t>(stored - 128); }
 
-void check_mask(const Layer& layer, int64_t blocks) {
-  if (blocks % 8 && layer.mask[blocks / 8] >> (blocks % 8))
-    fail("the last byte of input mask", std::to_string(layer.mask[blocks / 8]),
-         "zeros in its " + std::to_string(8 - blocks % 8) + " unused bits");
-  if (layer.pattern == Pattern::kDense && count_kept(layer, blocks) != blocks)
-    fail("input mask", "not full", "every block kept, for the pattern is dense");
-  if (layer.pattern != Pattern::kTwoOfFour) return;
+void check_two_of_four(const Layer& layer) {
   for (int64_t row = 0; row < layer.outputs; ++row)
     for (int64_t first = 0; first < layer.inputs; first += 4) {
       const int64_t size = std::min<int64_t>(4, layer.inputs - first);
       int kept = 0;
       for (int64_t i = 0; i < size; ++i) kept += layer.kept(row * layer.inputs + first + i);
       if (kept > 2)
-        fail("input mask",
-             "with " + std::to_string(kept) + " weights of output " + std::to_string(row) + " from input " +
+        fail("input values",
+             "not 0 in " + std::to_string(kept) + " weights of output " + std::to_string(row) + " from input " +
                  std::to_string(first),
              "at most 2 of 4, for the pattern is 2:4");
     }
@@ -130,6 +135,92 @@ void check_values_over_the_edge(const Layer& layer) {
           fail("input values", "not 0 in block row " + std::to_string(row) + ", column " + std::to_string(column),
                "0 beyond the last output and input");
   });
+}
+
+class Initializers {
+ public:
+  Initializers(ort::Api api, ort::ConstHandle info) : api_(api), info_(info) {}
+
+  const uint8_t* gaps(int64_t bytes) const { return uint8s(1, "gaps", {bytes}); }
+  const uint8_t* values(const std::vector<int64_t>& shape) const { return uint8s(2, "values", shape); }
+  // The first dimension of values.
+  int64_t kept() const { return first_dimension(api_, info_, 2, "values"); }
+  const float* floats(size_t index, const char* name, const std::vector<int64_t>& shape) const {
+    return static_cast<const float*>(constant_input(api_, info_, index, name, ort::kFloat, shape));
+  }
+
+ private:
+  const uint8_t* uint8s(size_t index, const char* name, const std::vector<int64_t>& shape) const {
+    return static_cast<const uint8_t*>(constant_input(api_, info_, index, name, ort::kUint8, shape));
+  }
+
+  ort::Api api_;
+  ort::ConstHandle info_;
+};
+
+// Calls visit(i, place) for each kept block. Every gap is at least 1, but the first; the last block is at most `longest`
+// away from the end, so that a small file cannot ask for a large layer.
+template <class Gap, class Visit>
+void for_each_place(int64_t kept, int64_t blocks, int longest, Gap&& gap, Visit&& visit) {
+  int64_t place = 0;
+  for (int64_t i = 0; i < kept; ++i) {
+    const int step = gap(i);
+    if (step == 0 && i > 0) fail("input gaps", "0 behind place " + std::to_string(place), "1 or more");
+    place += step;
+    if (place >= blocks)
+      fail("input gaps", "beyond the end: place " + std::to_string(place), "below " + std::to_string(blocks));
+    visit(i, place);
+  }
+  if (blocks - place > longest)
+    fail("input gaps", "over at place " + std::to_string(place) + " of " + std::to_string(blocks),
+         "to end at most " + std::to_string(longest) + " before the last");
+}
+
+// A block is an output with all of its inputs.
+void read_dense(const Initializers& of, Layer& layer) {
+  of.gaps(0);
+  const uint8_t* values = of.values({layer.outputs, layer.inputs});
+  layer.block_inputs = static_cast<int>(layer.inputs);
+  layer.mask.assign((layer.outputs + 7) / 8, 0);
+  for (int64_t output = 0; output < layer.outputs; ++output) layer.keep(output);
+  layer.values.resize(layer.outputs * layer.inputs);
+  std::transform(values, values + layer.values.size(), layer.values.begin(), weight_of);
+}
+
+void read_blocks(const Initializers& of, Layer& layer) {
+  const int64_t blocks = layer.block_rows() * layer.block_columns(), kept = of.kept();
+  const uint8_t* gaps = of.gaps(kept);
+  const uint8_t* values = of.values({kept, layer.block_outputs, layer.block_inputs});
+  const auto gap = [&](int64_t i) { return gaps[i]; };
+  for_each_place(kept, blocks, 255, gap, [](int64_t, int64_t) {});
+  layer.mask.assign((blocks + 7) / 8, 0);
+  for_each_place(kept, blocks, 255, gap, [&](int64_t, int64_t place) { layer.keep(place); });
+  layer.values.resize(kept * layer.block_outputs * layer.block_inputs);
+  std::transform(values, values + layer.values.size(), layer.values.begin(), weight_of);
+  check_values_over_the_edge(layer);
+}
+
+// Stored input by input, wanted output by output. Fillers go.
+void read_singles(const Initializers& of, Layer& layer) {
+  const int64_t outputs = layer.outputs, inputs = layer.inputs, blocks = outputs * inputs, kept = of.kept();
+  const uint8_t* gaps = of.gaps((kept + 1) / 2);
+  const uint8_t* values = of.values({kept});
+  if (kept % 2 && gaps[kept / 2] >> 4) fail("the last half byte of input gaps", "not 0", "0, for it is unused");
+  const auto gap = [&](int64_t i) { return gaps[i / 2] >> (i % 2 * 4) & 15; };
+  std::vector<int64_t> next(outputs + 1, 0);  // where the next value of an output goes
+  for_each_place(kept, blocks, 15, gap, [&](int64_t i, int64_t place) {
+    if (weight_of(values[i])) ++next[place % outputs + 1];
+  });
+  for (int64_t o = 0; o < outputs; ++o) next[o + 1] += next[o];
+  layer.mask.assign((blocks + 7) / 8, 0);
+  layer.values.resize(next[outputs]);
+  for_each_place(kept, blocks, 15, gap, [&](int64_t i, int64_t place) {
+    const int8_t weight = weight_of(values[i]);
+    if (!weight) return;
+    layer.keep(place % outputs * inputs + place / outputs);
+    layer.values[next[place % outputs]++] = weight;
+  });
+  if (layer.pattern == Pattern::kTwoOfFour) check_two_of_four(layer);
 }
 
 }  // namespace
@@ -150,16 +241,16 @@ std::vector<int64_t> shape_of(ort::Api api, ort::ConstHandle value, int* element
   return shape;
 }
 
-Layer read_layer(ort::Api api, ort::ConstHandle info, bool grouped, Activation activation) {
+Layer read_layer(ort::Api api, ort::ConstHandle info, Kind kind, bool grouped, Activation activation) {
   size_t inputs = 0;
   check(api, ort::kKernelInfoGetInputCount, info, &inputs);
-  if (inputs != 5) fail("the number of inputs", std::to_string(inputs), "5: x, mask, values, scale, bias");
+  if (inputs != 5) fail("the number of inputs", std::to_string(inputs), "5: x, gaps, values, scale, bias");
 
   Layer layer;
   layer.activation = activation;
   layer.inputs = int_attribute(api, info, "K", 1, kMostInputs);
   layer.outputs = int_attribute(api, info, "N", 1, kMostOutputs);
-  const PatternRow& pattern = pattern_attribute(api, info);
+  const PatternRow& pattern = pattern_attribute(api, info, kind);
   layer.pattern = pattern.pattern;
   layer.block_inputs = int_attribute(api, info, "inputs", pattern.inputs, pattern.inputs);
   layer.block_outputs = int_attribute(api, info, "outputs", pattern.outputs, pattern.outputs);
@@ -172,15 +263,20 @@ Layer read_layer(ort::Api api, ort::ConstHandle info, bool grouped, Activation a
     layer.groups = layer.inputs / size;
   }
 
-  const int64_t blocks = layer.block_rows() * layer.block_columns();  // at most 2^40
-  layer.mask = static_cast<const uint8_t*>(constant_input(api, info, 1, "mask", ort::kUint8, {(blocks + 7) / 8}));
-  check_mask(layer, blocks);
-  const int64_t values = count_kept(layer, blocks) * layer.block_inputs * layer.block_outputs;
-  layer.values = static_cast<const int8_t*>(constant_input(api, info, 2, "values", ort::kInt8, {values}));
-  check_values_over_the_edge(layer);
-  layer.scale =
-      static_cast<const float*>(constant_input(api, info, 3, "scale", ort::kFloat, {layer.outputs, layer.groups}));
-  layer.bias = static_cast<const float*>(constant_input(api, info, 4, "bias", ort::kFloat, {layer.outputs}));
+  const Initializers of{api, info};
+  layer.scale = of.floats(3, "scale", {layer.outputs, layer.groups});
+  layer.bias = of.floats(4, "bias", {layer.outputs});
+  switch (kind) {
+    case Kind::kDense:
+      read_dense(of, layer);
+      break;
+    case Kind::kBlocks:
+      read_blocks(of, layer);
+      break;
+    case Kind::kSingles:
+      read_singles(of, layer);
+      break;
+  }
   return layer;
 }
 

@@ -26,7 +26,7 @@ void check(ort::Api api, ort::Entry entry, Arguments... arguments) {
 
 std::vector<int64_t> shape_of(ort::Api api, ort::ConstHandle value, int* element_type = nullptr);
 
-// Throws ModelError where the node breaks FORMAT.md. The layer borrows the initializers' memory.
-Layer read_layer(ort::Api api, ort::ConstHandle info, bool grouped, Activation activation);
+// Throws ModelError where the node breaks FORMAT.md. The layer borrows the memory of scale and bias.
+Layer read_layer(ort::Api api, ort::ConstHandle info, Kind kind, bool grouped, Activation activation);
 
 }  // namespace slim

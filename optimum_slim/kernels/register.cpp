@@ -5,6 +5,8 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "dispatch.h"
 #include "operators.h"
@@ -17,11 +19,12 @@ namespace {
 
 constexpr const char* kDomain = "ai.optimum.slim";
 constexpr size_t kInputs = 5;
-constexpr std::array<int, kInputs> kInputTypes{ort::kFloat, ort::kUint8, ort::kInt8, ort::kFloat, ort::kFloat};
+constexpr std::array<int, kInputs> kInputTypes{ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat};
 
 // What ONNX Runtime holds for one operator; it hands the CustomOp back to each of the functions below.
 struct Operator : ort::CustomOp {
-  const char* name;
+  std::string name;
+  Kind kind;
   bool grouped;
   Activation activation;
 };
@@ -36,9 +39,9 @@ const Operator& self(const ort::CustomOp* op) { return *static_cast<const Operat
 
 ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info, void** kernel) {
   const Operator& one = self(op);
-  return guarded(api, one.name, [&] {
-    const Layer layer = read_layer(api, info, one.grouped, one.activation);
-    *kernel = std::make_unique<Kernel>(Kernel{api, one.name, SlimLinear(layer, choose_products())}).release();
+  return guarded(api, one.name.c_str(), [&] {
+    const Layer layer = read_layer(api, info, one.kind, one.grouped, one.activation);
+    *kernel = std::make_unique<Kernel>(Kernel{api, one.name.c_str(), SlimLinear(layer, choose_products())}).release();
   });
 }
 
@@ -115,12 +118,12 @@ void infer(ort::Api api, ort::Handle context) {
 }
 
 ort::Status infer_shape(const ort::CustomOp* op, ort::Handle context) {
-  return guarded(g_api.load(), self(op).name, [&] { infer(g_api.load(), context); });
+  return guarded(g_api.load(), self(op).name.c_str(), [&] { infer(g_api.load(), context); });
 }
 
-Operator make_operator(const char* name, bool grouped, Activation activation) {
-  Operator one{float_operator<Kernel>(), name, grouped, activation};
-  one.GetName = [](const ort::CustomOp* op) { return self(op).name; };
+Operator make_operator(const std::string& name, Kind kind, bool grouped, Activation activation) {
+  Operator one{float_operator<Kernel>(), name, kind, grouped, activation};
+  one.GetName = [](const ort::CustomOp* op) { return self(op).name.c_str(); };
   one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs; };
   one.GetInputType = [](const ort::CustomOp*, size_t index) { return index < kInputs ? kInputTypes[index] : 0; };
   one.CreateKernelV2 = create;
@@ -129,25 +132,30 @@ Operator make_operator(const char* name, bool grouped, Activation activation) {
   return one;
 }
 
-std::array<Operator, 10> g_operators{
-    make_operator("SlimLinear", false, Activation::kNone),
-    make_operator("SlimLinearRelu", false, Activation::kRelu),
-    make_operator("SlimLinearGelu", false, Activation::kGelu),
-    make_operator("SlimLinearGeluTanh", false, Activation::kGeluTanh),
-    make_operator("SlimLinearSilu", false, Activation::kSilu),
-    make_operator("SlimLinearGrouped", true, Activation::kNone),
-    make_operator("SlimLinearGroupedRelu", true, Activation::kRelu),
-    make_operator("SlimLinearGroupedGelu", true, Activation::kGelu),
-    make_operator("SlimLinearGroupedGeluTanh", true, Activation::kGeluTanh),
-    make_operator("SlimLinearGroupedSilu", true, Activation::kSilu),
-};
+// Every kind of pattern, with and without groups, with every activation.
+const std::vector<Operator>& operators() {
+  static const std::vector<Operator> made = [] {
+    std::vector<Operator> all;
+    for (const auto& [kind_name, kind] :
+         {std::pair{"", Kind::kDense}, std::pair{"Blocks", Kind::kBlocks}, std::pair{"Singles", Kind::kSingles}})
+      for (const bool grouped : {false, true})
+        for (const auto& [activation_name, activation] :
+             {std::pair{"", Activation::kNone}, std::pair{"Relu", Activation::kRelu},
+              std::pair{"Gelu", Activation::kGelu}, std::pair{"GeluTanh", Activation::kGeluTanh},
+              std::pair{"Silu", Activation::kSilu}})
+          all.push_back(make_operator(std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + activation_name,
+                                      kind, grouped, activation));
+    return all;
+  }();
+  return made;
+}
 
 // One domain serves all sessions of the process; ONNX Runtime only borrows it.
 ort::Handle shared_domain(ort::Api api) {
   static const ort::Handle domain = [&] {
     ort::Handle made = nullptr;
     check(api, ort::kCreateCustomOpDomain, kDomain, &made);
-    for (Operator& one : g_operators)
+    for (const Operator& one : operators())
       check(api, ort::kCustomOpDomainAdd, made, static_cast<const ort::CustomOp*>(&one));
     for (const ort::CustomOp* one : {attention_operator(), residual_norm_operator()})
       check(api, ort::kCustomOpDomainAdd, made, one);

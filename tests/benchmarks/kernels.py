@@ -110,20 +110,19 @@ def runner(model: ModelProto, x: np.ndarray, threads: int) -> Callable[[], Any]:
 
 def slim_model(rng: np.random.Generator, case: str, k: int, n: int, copies: int) -> ModelProto:
     name, sparsity, group_size = parsed(case)
-    op_type = "SlimLinear" if group_size is None else "SlimLinearGrouped"
     groups = 1 if group_size is None else k // group_size
 
     def layer(i: int) -> tuple[list[NodeProto], dict[str, np.ndarray]]:
-        mask, values = pack(random_weight(rng, k, n, name, sparsity), name)
+        gaps, values = pack(random_weight(rng, k, n, name, sparsity), name)
         tensors = {
-            f"mask{i}": mask,
+            f"gaps{i}": gaps,
             f"values{i}": values,
             f"scale{i}": rng.random((n, groups), np.float32) * np.float32(1e-3),
             f"bias{i}": rng.standard_normal(n, np.float32),
         }
-        return [slim_node(op_type, ["x", *tensors], f"y{i}", k, n, name, group_size)], tensors
+        return [slim_node(["x", *tensors], f"y{i}", k, n, name, group_size=group_size)], tensors
 
-    return stacked(layer, k, n, copies, [op_type])
+    return stacked(layer, k, n, copies)
 
 
 def int8_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelProto:
@@ -136,7 +135,7 @@ def int8_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelPr
         inputs = ["x", f"weight{i}", f"scale{i}", "", f"bias{i}"]
         return [helper.make_node("DynamicQuantizeMatMul", inputs, [f"y{i}"], domain="com.microsoft")], tensors
 
-    return stacked(layer, k, n, copies, [])
+    return stacked(layer, k, n, copies)
 
 
 def float_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelProto:
@@ -148,7 +147,7 @@ def float_model(rng: np.random.Generator, k: int, n: int, copies: int) -> ModelP
         product = helper.make_node("MatMul", ["x", f"weight{i}"], [f"product{i}"])
         return [product, helper.make_node("Add", [f"product{i}", f"bias{i}"], [f"y{i}"])], tensors
 
-    return stacked(layer, k, n, copies, [])
+    return stacked(layer, k, n, copies)
 
 
 def stacked(
@@ -156,7 +155,6 @@ def stacked(
     k: int,
     n: int,
     copies: int,
-    op_types: list[str],
 ) -> ModelProto:
     """A model of equal layers side by side, all fed from x."""
     nodes: list[NodeProto] = []
@@ -165,6 +163,7 @@ def stacked(
         more_nodes, more_tensors = layer(i)
         nodes += more_nodes
         tensors |= more_tensors
+    ours = {node.op_type for node in nodes if node.domain == DOMAIN}
     graph = helper.make_graph(
         nodes,
         "layers",
@@ -177,7 +176,7 @@ def stacked(
         helper.make_opsetid("com.microsoft", 1),
         helper.make_opsetid(DOMAIN, VERSION),
     ]
-    return helper.make_model(graph, opset_imports=imports, functions=slim_functions(op_types), ir_version=9)
+    return helper.make_model(graph, opset_imports=imports, functions=slim_functions(ours), ir_version=9)
 
 
 def print_means(rows: list[dict[str, Any]]) -> None:

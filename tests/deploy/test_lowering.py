@@ -52,10 +52,10 @@ def test_a_node_holds_the_weight_to_half_a_step(exported, group_size):
     linears = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.weight.numel() >= 1024}
     assert set(nodes) == set(linears)
     for name, linear in linears.items():
-        _, mask, values, scale, bias = nodes[name].input
+        _, gaps, values, scale, bias = nodes[name].input
         n, k = linear.weight.shape
         pattern = "4x4" if f"{name}.weight" == SPARSE else "dense"
-        integers = unpack(stored[mask], stored[values], n, k, pattern)
+        integers = unpack(stored[gaps], stored[values], n, k, pattern)
         step = stored[scale].repeat(k // stored[scale].shape[1], 1)
         assert (np.abs(integers * step - linear.weight.detach().numpy()) <= step * 0.5001).all()
         np.testing.assert_array_equal(stored[bias], linear.bias.detach().numpy())
@@ -105,4 +105,4 @@ def test_answers_are_the_same_with_our_kernels_and_without(exported, tmp_path, g
 def test_nine_zeros_of_ten_leave_a_small_file(pattern, share):
     graph = one_linear(Point("SlimLinear", 384, 1536, 1, 1, pattern, 0.9))
     stored = {tensor.name: len(tensor.raw_data) for tensor in graph.graph.initializer}
-    assert stored["mask"] + stored["values"] <= share * 384 * 1536
+    assert stored["gaps"] + stored["values"] <= share * 384 * 1536

@@ -74,11 +74,11 @@ def test_a_stock_session_rebuilds_the_weight_once(activation, group_size, tmp_pa
     layer = random_layer(32, 64, "4x2", group_size=group_size)
     session(slim_model(layer, activation), registered=False, optimized=str(tmp_path / "optimized.onnx"))
     operators = operators_of(tmp_path / "optimized.onnx")
-    assert not {"BitwiseAnd", "CumSum", "Gather", "Transpose", "Unsqueeze", "Slice"} & set(operators)
+    assert not {"BitwiseAnd", "CumSum", "ScatterND", "Transpose", "Unsqueeze", "Slice"} & set(operators)
     assert len(operators) < 30
     graph = onnx.load(str(tmp_path / "optimized.onnx")).graph
     assert [64, 32] in [list(tensor.dims) for tensor in graph.initializer]
-    assert {tensor.name for tensor in graph.initializer}.isdisjoint({"mask", "values"})
+    assert {tensor.name for tensor in graph.initializer}.isdisjoint({"gaps", "values"})
 
 
 @pytest.mark.parametrize("opset", [18, 19, 20, 21, 22])
@@ -118,13 +118,24 @@ def test_an_unknown_rank_stays_unknown():
 
 
 def test_mistakes_in_a_node_are_named():
-    names = ["x", "mask", "values", "scale", "bias"]
+    names = ["x", "gaps", "values", "scale", "bias"]
+    with pytest.raises(ValueError, match="no activation is named 'Tanh'; there are Relu, Gelu"):
+        slim_node(names, "y", 4, 4, "4x1", "Tanh")
+    with pytest.raises(ValueError, match="no pattern is named '8x8'"):
+        slim_node(names, "y", 4, 4, "8x8")
     with pytest.raises(ValueError, match="no operator is named 'SlimLinearTanh'"):
-        slim_node("SlimLinearTanh", names, "y", 4, 4, "4x1")
-    with pytest.raises(ValueError, match="SlimLinearGrouped needs a group_size"):
-        slim_node("SlimLinearGrouped", names, "y", 4, 4, "4x1")
-    with pytest.raises(ValueError, match="SlimLinear has no group_size"):
-        slim_node("SlimLinear", names, "y", 4, 4, "4x1", 4)
+        slim_functions(["SlimLinearTanh"])
     with pytest.raises(ValueError, match="opset 18"):
         slim_functions(["SlimLinear"], 17)
-    assert slim_node("SlimLinear", names, "y", 4, 4, "4x1").domain == DOMAIN
+    node = slim_node(names, "y", 4, 4, "4x1", "Gelu", 4)
+    assert (node.domain, node.op_type) == (DOMAIN, "SlimLinearBlocksGroupedGelu")
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "4x2", "4x4"])
+def test_functions_need_not_cut_where_blocks_divide_the_weight(pattern):
+    layer = random_layer(16, 24, pattern)
+    model = slim_model(layer, functions=False)
+    model.functions.extend(slim_functions([model.graph.node[0].op_type], over_edge=False))
+    assert "Slice" not in {node.op_type for node in model.functions[0].node}
+    x = random_rows(5, 24)
+    np.testing.assert_array_equal(session(model, registered=False).run(None, {"x": x})[0], expected(layer, x))
