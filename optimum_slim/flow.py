@@ -250,6 +250,7 @@ def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Pat
         alone = {
             "latency": latency_row(times["without_kernels"])["latency"],
             "speedup": speedup(times["original"][0]["rounds"], times["without_kernels"][0]["rounds"]),
+            "rss_bytes": resident_bytes(timed["final"], target.batch[0], target.tokens[0], kernels=False),
         }
         rows["final"]["without_kernels"] = alone
     return rows["original"], rows["baseline_int8"], rows["final"]

@@ -154,9 +154,15 @@ def feeds(session: onnxruntime.InferenceSession, phase: str, batch: int, tokens:
     return made
 
 
-def resident_bytes(path: Path, batch: int, tokens: int) -> int | None:
-    """Peak resident memory of a fresh process that loads the file and runs it once; None where not to be had."""
+def resident_bytes(path: Path, batch: int, tokens: int, kernels: bool = True) -> int | None:
+    """Peak resident memory of a fresh process that loads the file and runs it once; None where not to be had.
+
+    Args:
+        kernels: False leaves SlimLinear to ONNX Runtime's own operators.
+    """
     command = [sys.executable, "-m", "optimum_slim.deploy.footprint", str(path), str(batch), str(tokens)]
+    if not kernels:
+        command.append("--stock")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return json.loads(done.stdout)["rss_bytes"] if done.returncode == 0 else None
 
