@@ -290,6 +290,19 @@ def change_name(rng: random.Random, case: Case) -> None:
     case.node.op_type = rng.choice((*OPERATORS, ATTENTION, RESIDUAL_NORM, "SlimLinearTanh"))
 
 
+def store_nothing(rng: random.Random, case: Case) -> None:
+    """Initializers for all inputs: they fit together, have no values, and sizes that overflow when multiplied."""
+    fixed = {"batch": 0} | {axis: size for axis, size in case.sizes.items() if axis in ("1", "heads", "width", "K")}
+    sizes = {axis: fixed.get(axis, rng.choice(HUGE)) for axis in case.sizes}
+    for value in list(case.model.graph.input):
+        dims = [sizes[axis] for axis in case.axes[value.name]]
+        if 0 in dims:
+            case.model.graph.initializer.append(
+                TensorProto(name=value.name, data_type=TensorProto.FLOAT, dims=dims, raw_data=b"")
+            )
+            case.model.graph.input.remove(value)
+
+
 # How often each is drawn: what reaches our library more often than what ONNX Runtime refuses itself.
 MUTATIONS: dict[Callable[[random.Random, Case], None], int] = {
     change_attribute: 4,
@@ -300,7 +313,9 @@ MUTATIONS: dict[Callable[[random.Random, Case], None], int] = {
     change_inputs: 1,
     change_outputs: 1,
     change_name: 1,
-    change_dims: 2,  # last, for others read tensors
+    # Last, for others read tensors.
+    store_nothing: 1,
+    change_dims: 2,
 }
 
 

@@ -17,7 +17,7 @@ from tests.kernels.layers import Layer, expected, random_layer, random_rows, ses
 from tests.kernels.test_numbers import ACTIVATIONS, allowed_error, each_isa, exact_activation  # noqa: F401
 
 # The same examples each time, so that none needs to be stored; no deadline, for a busy machine may hold up any of them.
-FEW = settings(max_examples=30, derandomize=True, deadline=None, database=None)
+FEW = settings(max_examples=50, derandomize=True, deadline=None, database=None)
 MANY = settings(FEW, max_examples=1000)
 few_or_many = pytest.mark.parametrize(
     "examples", [pytest.param(FEW, id="few"), pytest.param(MANY, id="many", marks=pytest.mark.slow)]
