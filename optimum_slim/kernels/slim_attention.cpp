@@ -1,6 +1,8 @@
 // SlimAttention: shapes are checked each time, as nothing of it is known before.
 #include "slim_attention.h"
 
+#include <algorithm>
+
 #include "dispatch.h"
 #include "memory.h"
 #include "operators.h"
@@ -43,12 +45,18 @@ Kernel Kernel::made(ort::Api api, ort::ConstHandle info) {
 
 using Shape = std::vector<int64_t>;
 
-// A size of the mask: of the whole tensor, or 1, which holds for all.
-int64_t mask_stride(const Shape& mask, size_t axis, int64_t size, int64_t stride) {
-  if (mask[axis] != 1 && mask[axis] != size)
-    fail("size " + std::to_string(axis) + " of input mask is " + std::to_string(mask[axis]),
-         "1 or " + std::to_string(size));
-  return mask[axis] == 1 ? 0 : stride;
+// A size of the mask is that of the whole tensor, or 1, which holds for all.
+void set_mask_strides(Attention& a, const Shape& mask) {
+  const std::array<int64_t, 3> sizes{a.batch, a.heads, a.queries};
+  // Beside a size of 0 the others may be too large to be multiplied.
+  int64_t stride = std::find(mask.begin(), mask.end(), 0) == mask.end() ? mask[3] : 0;
+  for (size_t axis : {2, 1, 0}) {
+    if (mask[axis] != 1 && mask[axis] != sizes[axis])
+      fail("size " + std::to_string(axis) + " of input mask is " + std::to_string(mask[axis]),
+           "1 or " + std::to_string(sizes[axis]));
+    a.mask_strides[axis] = mask[axis] == 1 ? 0 : stride;
+    stride *= mask[axis];
+  }
 }
 
 // One call without its output.
@@ -64,9 +72,7 @@ Attention checked(int64_t heads, const std::array<FloatInput, 4>& inputs) {
   Attention a{};
   a.batch = query[0], a.queries = query[1], a.keys = key[1], a.heads = heads, a.size = query[2] / heads;
   if (mask[3] != a.keys) fail("the last size of input mask is " + std::to_string(mask[3]), std::to_string(a.keys));
-  a.mask_strides[2] = mask_stride(mask, 2, a.queries, mask[3]);
-  a.mask_strides[1] = mask_stride(mask, 1, heads, mask[3] * mask[2]);
-  a.mask_strides[0] = mask_stride(mask, 0, a.batch, mask[3] * mask[2] * mask[1]);
+  set_mask_strides(a, mask);
   a.query = inputs[0].data, a.key = inputs[1].data, a.value = inputs[2].data, a.mask = inputs[3].data;
   return a;
 }

@@ -1,4 +1,4 @@
-"""Feeds sessions mutated models and inputs; the library must answer each with a result or an error.
+"""Feeds sessions mutated models and inputs of every operator; the library must answer each with a result or an error.
 
 python -m tests.kernels.fuzz --count 20000 --seed 0      (under a library built with sanitizers, see test_fuzz.py)
 """
@@ -6,63 +6,136 @@ python -m tests.kernels.fuzz --count 20000 --seed 0      (under a library built 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import os
 import random
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
 from onnx import helper, numpy_helper
-from onnx.onnx_pb import ModelProto, TensorProto
+from onnx.onnx_pb import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
+from optimum_slim.kernels.attention import ATTENTION
+from optimum_slim.kernels.function import OPERATORS
 from optimum_slim.kernels.library import ISA_VARIABLE, register, supported_isas
+from optimum_slim.kernels.norm import RESIDUAL_NORM
 from optimum_slim.kernels.pattern import PATTERNS
+from tests.kernels.floats import LOWEST, attention_model, norm_model
 from tests.kernels.layers import random_layer, slim_model
 
 INTS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 128, 65535, 65536, 65537, 1 << 24, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1)
+SIZES = (0, 0, 1, 2, 3, 5, 8, 16, 17, 33, 64, 100, 1 << 30)
+HUGE = (1 << 30, 1 << 31, 1 << 32, 1 << 40, 1 << 62)
+MOST_VALUES = 1 << 21  # of an input
+FLOATS = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45)
 TYPES = (np.uint8, np.int8, np.float32, np.int32, np.float16, np.float64, np.bool_)
-ATTRIBUTES = ("K", "N", "pattern", "inputs", "outputs", "bits", "group_size")
+ATTRIBUTES = ("K", "N", "pattern", "inputs", "outputs", "bits", "group_size", "heads", "epsilon")
+OUTCOMES = ("refused", "failed", "ran")
+
+
+@dataclass
+class Case:
+    """A model, and the shapes of what it is fed: each axis has the name of its size."""
+
+    model: ModelProto
+    sizes: dict[str, int]
+    axes: dict[str, list[str]]
+
+    @property
+    def node(self) -> NodeProto:
+        return self.model.graph.node[0]
+
+    def shape(self, name: str) -> list[int]:
+        """That of an input; small where it would not fit into memory, or where numpy counts more than it can."""
+        sizes = [self.sizes[axis] for axis in self.axes[name]]
+        fits = math.prod(sizes) <= MOST_VALUES and math.prod(size for size in sizes if size) < 1 << 59
+        return sizes if fits else [min(size, 3) for size in sizes]
+
+    def array(self, rng: random.Random, name: str) -> np.ndarray:
+        """Content for an input, or for an initializer in its place."""
+        draw = np.random.default_rng(rng.randrange(1 << 30))
+        array = draw.standard_normal(self.shape(name), np.float32)
+        if name == "mask":
+            array = np.where(draw.random(array.shape) < 0.5, np.float32(rng.choice((LOWEST, -np.inf))), np.float32(0))
+        if array.size and rng.random() < 0.2:
+            array.reshape(-1)[rng.randrange(array.size)] = rng.choice(FLOATS)
+        return array
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="of the models, the first to try")
     arguments = parser.parse_args()
     onnxruntime.set_default_logger_severity(4)
-    outcomes = {"refused": 0, "failed": 0, "ran": 0}
-    for turn in range(arguments.count):
-        outcomes[one(random.Random(f"{arguments.seed}:{turn}"))] += 1  # noqa: S311
-    print(outcomes)
+    outcomes = {name: dict.fromkeys(OUTCOMES, 0) for name in VALID}
+    for turn in range(arguments.start, arguments.count):
+        if turn % 1000 == 0:
+            print(f"from {turn} on", file=sys.stderr, flush=True)  # where to look for a crash
+        name = list(VALID)[turn % len(VALID)]
+        outcomes[name][one(random.Random(f"{arguments.seed}:{turn}"), name)] += 1  # noqa: S311
+    print(json.dumps(outcomes))
 
 
-def one(rng: random.Random) -> str:
-    """One model: whether its session was refused, its run failed, or it ran."""
-    model = valid_model(rng)
-    for mutate in sorted(rng.choices(MUTATIONS, k=rng.choice((0, 1, 1, 1, 2, 3))), key=MUTATIONS.index):
-        mutate(rng, model)
-    content = model.SerializeToString()
-    if rng.random() < 0.1:
-        content = flipped(rng, content)
+def one(rng: random.Random, name: str) -> str:
+    """One model of this operator: whether its session was refused, its run failed, or it ran."""
+    case = VALID[name](rng)
+    for value in [*case.model.graph.input, *case.model.graph.output]:  # so that inputs of any shape reach the kernel
+        value.type.tensor_type.ClearField("shape")
+    for value in [value for value in case.model.graph.input if rng.random() < 0.2]:
+        store(rng, case, value)
+    order, weights = list(MUTATIONS), list(MUTATIONS.values())
+    mutations = sorted(rng.choices(order, weights, k=rng.choice((0, 1, 1, 1, 2, 3))), key=order.index)
+    for mutate in mutations:
+        mutate(rng, case)
+    content = case.model.SerializeToString()
+    flips = rng.random() < 0.1
+    outcome = answer(rng, case, flipped(rng, content) if flips else content)
+    if not mutations and not flips and outcome != "ran":
+        raise AssertionError(f"a valid {name} was {outcome}")
+    return outcome
+
+
+def answer(rng: random.Random, case: Case, content: bytes) -> str:
     os.environ[ISA_VARIABLE] = rng.choice(supported_isas())
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = rng.choice((1, 1, 1, 2))
     options.log_severity_level = 4
     assert register(options)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
     except Exception:
         return "refused"
-    try:
-        for _ in range(2):
-            session.run(None, {"x": random_input(rng, model)})
-    except Exception:
-        return "failed"
+    for _ in range(2):
+        feeds = {value.name: fed(rng, case, value) for value in case.model.graph.input}
+        try:
+            session.run(None, feeds)
+        except Exception:
+            return "failed"
     return "ran"
 
 
-def valid_model(rng: random.Random) -> ModelProto:
-    """A small layer; x and y of unknown shape, so that inputs of any shape reach the kernel."""
+def fed(rng: random.Random, case: Case, value: ValueInfoProto) -> np.ndarray:
+    """Content for an input, of the type that the model wants."""
+    array = case.array(rng, value.name)
+    with np.errstate(all="ignore"):
+        return array.astype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type or TensorProto.FLOAT))
+
+
+def store(rng: random.Random, case: Case, value: ValueInfoProto) -> None:
+    """Makes an input an initializer."""
+    case.model.graph.initializer.append(numpy_helper.from_array(case.array(rng, value.name), value.name))
+    case.model.graph.input.remove(value)
+
+
+def linear(rng: random.Random) -> Case:
     pattern = rng.choice(list(PATTERNS))
     group_size = rng.choice((None, None, 4, 8, 20))
     k = rng.randint(1, 80) if group_size is None else group_size * rng.randint(1, 4)
@@ -70,39 +143,71 @@ def valid_model(rng: random.Random) -> ModelProto:
         rng.randint(1, 70), k, pattern, rng.choice((0.0, 0.1, 0.5, 1.0)), group_size, rng.randrange(99)
     )
     model = slim_model(layer, rng.choice(("", "", "Relu", "Gelu", "GeluTanh", "Silu")), functions=False)
-    for value in (model.graph.input[0], model.graph.output[0]):
-        value.type.tensor_type.ClearField("shape")
+    leading = ["batch", "rows"][: rng.choice((0, 1, 1, 1, 2))]
+    sizes = {name: rng.choice((0, 1, 1, 2, 3, 17, 45)) for name in leading}
+    return Case(model, {**sizes, "K": k}, {"x": [*leading, "K"]})
+
+
+def attention(rng: random.Random) -> Case:
+    heads, size, most = rng.choice((1, 1, 2, 3, 12)), rng.randint(1, 40), 40
+    kind = rng.random()
+    if kind < 0.02:  # as many heads as there may be
+        heads, size, most = 65536, 1, 3
+    elif kind < 0.05:  # enough work to be split
+        heads, size, most = 12, 32, 160
+    sizes = {"batch": rng.randint(1, 3), "queries": rng.randint(1, most), "keys": rng.randint(1, most), "1": 1}
+    sizes |= {"heads": heads, "width": heads * size}
+    if rng.random() < 0.1:
+        sizes[rng.choice(("batch", "queries", "width"))] = 0
+    keys = ["batch", "keys", "width"]
+    axes = {"query": ["batch", "queries", "width"], "key": keys, "value": list(keys)}
+    axes["mask"] = [rng.choice((name, "1")) for name in ("batch", "heads", "queries")] + ["keys"]
+    return Case(_without_functions(attention_model(heads)), sizes, axes)
+
+
+def norm(rng: random.Random) -> Case:
+    leading = ["batch", "tokens", "more"][: rng.choice((0, 1, 2, 2, 3))]
+    sizes = {name: rng.choice((0, 1, 1, 2, 3, 17)) for name in leading} | {"width": rng.choice((0, 1, 5, 16, 33, 384))}
+    if "tokens" in leading and rng.random() < 0.05:  # enough work to be split
+        sizes |= {"batch": 2, "tokens": 530}
+    rows = [*leading, "width"]
+    axes = {"a": rows, "b": list(rows), "weight": ["width"], "bias": ["width"]}
+    return Case(_without_functions(norm_model(rng.choice((0.0, 1e-12, 1e-5, 3e38)))), sizes, axes)
+
+
+def _without_functions(model: ModelProto) -> ModelProto:
+    """Only our library can answer then."""
+    del model.functions[:]
     return model
 
 
-def random_input(rng: random.Random, model: ModelProto) -> np.ndarray:
-    k = next((a.i for a in model.graph.node[0].attribute if a.name == "K"), 1)
-    last = k if 0 < k < 100_000 and rng.random() < 0.8 else rng.randint(0, 100)
-    shape = [rng.choice((0, 1, 1, 2, 3, 17, 45)) for _ in range(rng.choice((0, 1, 1, 1, 2)))] + [last]
-    if rng.random() < 0.03:
-        shape = []
-    x = np.random.default_rng(rng.randrange(1 << 30)).standard_normal(shape, np.float32)
-    if x.size and rng.random() < 0.2:
-        x.reshape(-1)[rng.randrange(x.size)] = rng.choice((np.nan, np.inf, -np.inf, 3e38, 1e-45))
-    return x
+VALID: dict[str, Callable[[random.Random], Case]] = {
+    "SlimLinear": linear,
+    ATTENTION: attention,
+    RESIDUAL_NORM: norm,
+}
 
 
-def change_attribute(rng: random.Random, model: ModelProto) -> None:
-    node = model.graph.node[0]
-    name = rng.choice(ATTRIBUTES)
-    others = [attribute for attribute in node.attribute if attribute.name != name]
-    del node.attribute[:]
-    node.attribute.extend(others)
-    value = rng.choice((rng.choice(INTS), -rng.choice(INTS), rng.choice(list(PATTERNS)), "x" * 100, 1.5, [1, 2], None))
+def change_attribute(rng: random.Random, case: Case) -> None:
+    name = rng.choice([attribute.name for attribute in case.node.attribute] or ATTRIBUTES)
+    if rng.random() < 0.1:
+        name = rng.choice(ATTRIBUTES)
+    others = [attribute for attribute in case.node.attribute if attribute.name != name]
+    del case.node.attribute[:]
+    case.node.attribute.extend(others)
+    numbers = (rng.choice(INTS), -rng.choice(INTS), 1.5, rng.choice(FLOATS))
+    value = rng.choice((*numbers, *numbers, rng.choice(list(PATTERNS)), "x" * 100, [1, 2], None))
     if value is not None:
-        node.attribute.append(helper.make_attribute(name, value))
+        case.node.attribute.append(helper.make_attribute(name, value))
+    if name in case.sizes and isinstance(value, int) and 0 < value < 100_000:
+        case.sizes[name] = value  # fits, as far as possible
 
 
-def change_tensor(rng: random.Random, model: ModelProto) -> None:
+def change_tensor(rng: random.Random, case: Case) -> None:
     """Another length, shape, type or content of an initializer, all consistent in themselves."""
-    if not model.graph.initializer:
+    if not case.model.graph.initializer:
         return
-    tensor = rng.choice(model.graph.initializer)
+    tensor = rng.choice(case.model.graph.initializer)
     array = numpy_helper.to_array(tensor).copy()
     kind = rng.randrange(5)
     if kind == 0:
@@ -110,7 +215,8 @@ def change_tensor(rng: random.Random, model: ModelProto) -> None:
     elif kind == 1 and array.size:
         array.reshape(-1).view(np.uint8)[rng.randrange(array.nbytes)] ^= 1 << rng.randrange(8)
     elif kind == 2:
-        array = array.astype(rng.choice(TYPES))
+        with np.errstate(all="ignore"):
+            array = array.astype(rng.choice(TYPES))
     elif kind == 3:
         array = rng.choice((array[None], array.reshape(-1), array[..., None]))
     elif array.size:
@@ -118,15 +224,53 @@ def change_tensor(rng: random.Random, model: ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
-def change_dims(rng: random.Random, model: ModelProto) -> None:
-    """Dimensions that the data do not have."""
-    tensor: TensorProto = rng.choice(model.graph.initializer)
-    if tensor.dims:
+def change_dims(rng: random.Random, case: Case) -> None:
+    """Dimensions that the data do not have, or that have no data and overflow when multiplied."""
+    if not case.model.graph.initializer:
+        return
+    tensor: TensorProto = rng.choice(case.model.graph.initializer)
+    if rng.random() < 0.3:
+        dims = [0, *(rng.choice(HUGE) for _ in tensor.dims[1:])]
+        tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=dims, raw_data=b""))
+    elif tensor.dims:
         tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice((*INTS, -1))
 
 
-def change_inputs(rng: random.Random, model: ModelProto) -> None:
-    inputs = model.graph.node[0].input
+def change_size(rng: random.Random, case: Case) -> None:
+    """Of all inputs that share it."""
+    case.sizes[rng.choice(list(case.sizes))] = rng.choice(SIZES)
+
+
+def change_axes(rng: random.Random, case: Case) -> None:
+    """One more, one less, or another, for one input alone."""
+    axes = rng.choice(list(case.axes.values()))
+    kind = rng.randrange(4)
+    if kind == 0 and axes:
+        axes.pop(rng.randrange(len(axes)))
+    elif kind == 1:
+        axes.insert(rng.randint(0, len(axes)), rng.choice(list(case.sizes)))
+    elif kind == 2:
+        axes.clear()
+    elif axes:
+        case.sizes["other"] = rng.choice(SIZES)
+        axes[rng.randrange(len(axes))] = "other"
+
+
+def change_declaration(rng: random.Random, case: Case) -> None:
+    """What the graph says of an input or of the output: its type, or a shape that the node cannot have."""
+    value = rng.choice([*case.model.graph.input, *case.model.graph.output])
+    kind = rng.randrange(4)
+    if kind == 0:
+        value.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(rng.choice(TYPES)))
+    elif kind == 1:
+        value.type.sequence_type.elem_type.tensor_type.elem_type = TensorProto.FLOAT
+    else:
+        dims = [rng.choice((*INTS, -1, "name", None)) for _ in range(rng.randint(0, 5))]
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, dims))
+
+
+def change_inputs(rng: random.Random, case: Case) -> None:
+    inputs = case.node.input
     kind = rng.randrange(4)
     if kind == 0:
         inputs.pop()
@@ -138,21 +282,41 @@ def change_inputs(rng: random.Random, model: ModelProto) -> None:
         inputs[rng.randrange(len(inputs))] = rng.choice(inputs)
 
 
-def change_name(rng: random.Random, model: ModelProto) -> None:
-    node = model.graph.node[0]
-    grouped = "SlimLinearGrouped"
-    node.op_type = rng.choice(("SlimLinear", grouped, "SlimLinearSilu", grouped + "Gelu", "SlimLinearTanh"))
+def change_outputs(rng: random.Random, case: Case) -> None:
+    case.node.output.append(rng.choice(("", "z")))
 
 
-MUTATIONS: tuple[Callable[[random.Random, ModelProto], None], ...] = (
-    change_attribute,
-    change_attribute,
-    change_tensor,
-    change_tensor,
-    change_inputs,
-    change_name,
-    change_dims,  # last, for others read tensors
-)
+def change_name(rng: random.Random, case: Case) -> None:
+    case.node.op_type = rng.choice((*OPERATORS, ATTENTION, RESIDUAL_NORM, "SlimLinearTanh"))
+
+
+def store_nothing(rng: random.Random, case: Case) -> None:
+    """Initializers for all inputs: they fit together, have no values, and sizes that overflow when multiplied."""
+    fixed = {"batch": 0} | {axis: size for axis, size in case.sizes.items() if axis in ("1", "heads", "width", "K")}
+    sizes = {axis: fixed.get(axis, rng.choice(HUGE)) for axis in case.sizes}
+    for value in list(case.model.graph.input):
+        dims = [sizes[axis] for axis in case.axes[value.name]]
+        if 0 in dims:
+            case.model.graph.initializer.append(
+                TensorProto(name=value.name, data_type=TensorProto.FLOAT, dims=dims, raw_data=b"")
+            )
+            case.model.graph.input.remove(value)
+
+
+# How often each is drawn: what reaches our library more often than what ONNX Runtime refuses itself.
+MUTATIONS: dict[Callable[[random.Random, Case], None], int] = {
+    change_attribute: 4,
+    change_tensor: 4,
+    change_size: 3,
+    change_axes: 3,
+    change_declaration: 1,
+    change_inputs: 1,
+    change_outputs: 1,
+    change_name: 1,
+    # Last, for others read tensors.
+    store_nothing: 1,
+    change_dims: 2,
+}
 
 
 def flipped(rng: random.Random, content: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Every instruction set computes FORMAT.md's numbers, bit by bit, whatever the shape, the pattern and the batch."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,6 +27,20 @@ def each_isa(request, monkeypatch):
         pytest.skip(f"this CPU cannot run {request.param}")
     monkeypatch.setenv(ISA_VARIABLE, request.param)
     assert isa() == request.param
+
+
+def exact_activation(name, x):
+    """In float64."""
+    x = torch.tensor(x, dtype=torch.float64)
+    if name == "Gelu":  # torch's own loses the tail: 1 + erf cancels
+        return (0.5 * x * torch.special.erfc(-x / 2**0.5)).numpy()
+    return ACTIVATIONS[name](x).numpy()
+
+
+def allowed_error(name, x, exact):
+    # In the tails 1 + erf cancels, for Gelu, and rounding x alone moves the others.
+    least = 5e-7 * np.abs(x) if name == "Gelu" else 1e-7
+    return np.maximum(2e-6 * np.abs(exact), least)
 
 
 def check(layer, rows=ROWS):
@@ -85,17 +99,11 @@ def test_very_small_and_large_rows_are_exact(magnitude):
 def test_activations_are_close_to_the_exact_functions(activation, group_size):
     layer = random_layer(2000, 8, "4x1", 0.0, group_size)
     layer.bias[:] = np.linspace(-14, 14, layer.n, dtype=np.float32)
-    exact = ACTIVATIONS[activation](torch.tensor(layer.bias, dtype=torch.float64)).numpy()
-    if activation == "Gelu":  # torch's own loses the tail: 1 + erf cancels
-        x = torch.tensor(layer.bias, dtype=torch.float64)
-        exact = (0.5 * x * torch.special.erfc(-x / 2**0.5)).numpy()
+    exact = exact_activation(activation, layer.bias)
     for rows in (1, 40):
         y = run(layer, random_rows(rows, 8), activation)
         assert (y == y[0]).all()
-        error = np.abs(y[0] - exact)
-        # In the tails 1 + erf cancels, for Gelu, and rounding x alone moves the others.
-        least = 5e-7 * np.abs(layer.bias) if activation == "Gelu" else 1e-7
-        assert (error <= np.maximum(2e-6 * np.abs(exact), least)).all()
+        assert (np.abs(y[0] - exact) <= allowed_error(activation, layer.bias, exact)).all()
 
 
 @pytest.mark.usefixtures("each_isa")
@@ -126,18 +134,14 @@ def test_threads_may_share_a_session(pattern):
     layer = random_layer(300, 256, pattern, 0.2)
     shared = session(slim_model(layer, functions=False), threads=2)
     inputs = [random_rows(rows, layer.k) for rows in (1, 3, 20, 65, 130, 2, 16, 40)]
-    wrong = []
 
     def work(x):
-        right = expected(layer, x)
-        wrong.extend(1 for _ in range(30) if not np.array_equal(shared.run(None, {"x": x})[0], right))
+        return [shared.run(None, {"x": x})[0] for _ in range(30)]
 
-    workers = [threading.Thread(target=work, args=(x,)) for x in inputs]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert wrong == []
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for x, found in zip(inputs, pool.map(work, inputs)):
+            for y in found:
+                np.testing.assert_array_equal(y, expected(layer, x))
 
 
 @pytest.mark.usefixtures("each_isa")
