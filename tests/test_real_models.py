@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from optimum.onnxruntime import ORTModelForSequenceClassification
 
 from optimum_slim.data.texts import Data, load_texts
 from optimum_slim.deploy.choose import make_precisions
-from optimum_slim.deploy.export import export
+from optimum_slim.deploy.export import export, export_folder
+from optimum_slim.deploy.machine import session_options
+from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import difference, load_ort
+from optimum_slim.kernels.library import library_path
 from optimum_slim.model.checkpoint import load_model, load_tokenizer
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
@@ -63,3 +68,32 @@ def test_a_precision_keeps_the_quality(exported, precision, lost, tmp_path):
     after = evaluation.quality(load_ort(make_precisions(folder, tmp_path, {precision: {}})[precision], type(task)))
     for name, value in before.items():
         assert abs(after[name] - value) <= lost * (value if task.relative else 1), name
+
+
+@pytest.mark.skipif(library_path() is None, reason="the kernels are not built here")
+def test_a_whole_model_answers_alike_with_our_kernels_and_without(tmp_path):
+    """Nearly: attention, norms and activations are other float operations, and rounding turns their last bits into
+    steps of int8. What differs is small against what int8 itself changes."""
+    source = ASSETS / "models" / "minilm-rt"
+    model = load_model(source)
+    kind = task_named("auto", model.config)
+    data = Data(source=str(ASSETS / "data" / "rt"))
+    task, texts = kind(model.config, load_tokenizer(source), data, source), load_texts(data, seed=0)
+    evaluation = Evaluation.of(task, {"validation": texts.validation[""], "test": texts.test[""]})
+    fp32 = export_folder(model, kind, tmp_path / "fp32")
+    (tmp_path / "rows").mkdir()
+    model.config.save_pretrained(tmp_path / "rows")
+    PRECISIONS["int8-rows"](prepared(fp32 / "model.onnx"), tmp_path / "rows" / "model.onnx")
+
+    def answered(folder: Path, kernels: bool) -> tuple[torch.Tensor, float]:
+        served = ORTModelForSequenceClassification.from_pretrained(folder, session_options=session_options(1, kernels))
+        examples = [task.collate([one]) for one in chain(*evaluation.sets.values())]
+        labels = torch.cat([one.pop("labels") for one in examples])
+        logits = torch.cat([served(**one).logits for one in examples])
+        return logits, float((logits.argmax(-1) == labels).float().mean())
+
+    (exact, _), (ours, accuracy), (stock, accuracy_of_stock) = (
+        answered(*one) for one in ((fp32, False), (tmp_path / "rows", True), (tmp_path / "rows", False))
+    )
+    assert (ours - stock).abs().mean() <= (ours - exact).abs().mean() / 5
+    assert abs(accuracy - accuracy_of_stock) <= 0.002

@@ -15,9 +15,11 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.names import module_path
+from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.checkpoint import empty_model, load_config
 from optimum_slim.model.shape import shape_of
+from optimum_slim.model.sparsity import sparsity_in
 
 # A weight that several parts read, as a head reads its embedding, counts for the first of them.
 PARTS = ("embeddings", "attention", "feed-forward", "norms", "head", "other weights", "graph")
@@ -59,21 +61,23 @@ def file_parts(path: Path) -> list[dict[str, Any]]:
 
 def layer_rows(path: Path) -> list[dict[str, Any]]:
     """For each block rows {layer, heads, kv_heads, ffn, parameters, bytes, stored}; a weight that blocks share counts
-    for the first. `stored` tells of the linears: fp32, int8, 8-bit blocks, or several of these.
+    for the first. `stored` tells of the linears: fp32, int8, int8 4x1, 8-bit blocks, or several of these; also where
+    zeros bring nothing, because the layer is no faster with them or the precision knows none.
 
     Raises:
         ModelError: as `file_parts`.
     """
     model = empty_model(load_config(path.parent))
     weights = [weight for weight in weights_in(path, model) if weight.modules]
-    rows = []
+    sparse, rows = sparsity_in(model.config), []
     for block, shape in zip(blocks_of(model), shape_of(model).blocks, strict=True):
         linears = linears_of(block)
         own = [weight for weight in weights if weight.modules[0].startswith(f"{block.name}.")]
         # A linear's scales and bias are smaller than its weight.
-        largest = [
-            max((w for w in own if w.modules[0] == name), key=lambda w: w.bytes, default=None) for name in linears
-        ]
+        largest = {
+            name: max((w for w in own if w.modules[0] == name), key=lambda w: w.bytes, default=None) for name in linears
+        }
+        stored = [_told(w.stored, sparse.get(f"{name}.weight")) for name, w in largest.items() if w]
         rows.append(
             {
                 "layer": block.index,
@@ -82,7 +86,7 @@ def layer_rows(path: Path) -> list[dict[str, Any]]:
                 "ffn": shape.ffn,
                 "parameters": sum(parameter.numel() for parameter in block.module.parameters()),
                 "bytes": sum(weight.bytes for weight in own),
-                "stored": ", ".join(dict.fromkeys(weight.stored for weight in largest if weight)),
+                "stored": ", ".join(dict.fromkeys(stored)),
             }
         )
     return rows
@@ -157,8 +161,15 @@ def _kind(module: nn.Module, outside: bool) -> str:
     return "head" if outside and isinstance(module, nn.Linear | Conv1D) else "other weights"
 
 
+def _told(stored: str, pattern: str | None) -> str:
+    return stored if pattern is None or pattern in stored else f"{stored} ({pattern} zeros without gain)"
+
+
 def _stored(tensor: TensorProto, nodes: list[onnx.NodeProto]) -> str:
     for node in nodes:
+        if node.op_type.startswith("SlimLinear"):
+            pattern = attribute_of(node, "pattern", b"").decode()
+            return "int8" if pattern == "dense" else f"int8 {pattern}"
         if node.op_type == "MatMulNBits":
             bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
             return f"{bits}-bit blocks"

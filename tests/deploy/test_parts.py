@@ -9,9 +9,11 @@ from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.shape import BlockShape
+from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.model.surgery import keep_heads, keep_neurons
 from optimum_slim.report.report import parameters_of
 from optimum_slim.tasks import task_named
+from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
 from tests.tiny import mostly_slow, tiny
 
 SHOWN = ("bert", "llama", "qwen2", "gpt2")  # qwen2's and gpt2's heads read their embeddings
@@ -64,6 +66,20 @@ def test_layer_rows_match_the_shape_of_the_model(made, name, stored):
                       BlockShape(2, 1 if grouped else 2, 128)]  # fmt: skip
     assert [row["parameters"] for row in rows] == [parameters_of(block.module) for block in blocks_of(model)]
     assert {row["stored"] for row in rows} == {stored}
+
+
+def test_layer_rows_tell_which_zeros_bring_something(tmp_path):
+    model = tiny("bert")
+    SparsifyMagnitude(ratio=0.5, pattern="4x2", targets=["ffn"]).apply(model)
+    export(model, task_named("auto", model.config), tmp_path / "model.onnx")
+    model.config.save_pretrained(tmp_path)
+    patterns = sparsity_in(model.config) | {"bert.encoder.layer.1.intermediate.dense.weight": "dense"}
+    PRECISIONS["int8-rows"](prepared(tmp_path / "model.onnx"), tmp_path / "model.onnx", None, patterns)
+    assert [row["stored"] for row in layer_rows(tmp_path / "model.onnx")] == [
+        "int8, int8 4x2",
+        "int8, int8 (4x2 zeros without gain), int8 4x2",
+        "int8, int8 4x2",
+    ]
 
 
 def test_an_fp32_part_has_four_bytes_for_each_of_its_parameters(made):
