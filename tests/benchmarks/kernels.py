@@ -2,15 +2,18 @@
 
 python tests/benchmarks/kernels.py --tokens 1,128 --threads 1 --patterns dense,4x1:0.8,unstructured:0.9 --json F
 
-Shares of the machine's peaks are given as operations and weight bytes a second, not in percent: what the peaks are
-is another measurement.
+With one thread also the shares of the CPU's peaks, which peaks.cpp measures where there is a C++ compiler: the products
+of kept weights, of all products of bytes that a core can do; and the kept weights, of all bytes that it can read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,17 +57,21 @@ def main() -> None:
     if library_path() is None:
         raise SystemExit("the kernels' library is needed")
     rows: list[dict[str, Any]] = []
+    peak = peaks()
     for threads in map(int, arguments.threads.split(",")):
         for tokens in map(int, arguments.tokens.split(",")):
             for shape in arguments.shapes.split(","):
                 k, n = map(int, shape.split("x"))
                 for row in measure(arguments.patterns.split(","), tokens, threads, k, n, arguments.rounds):
+                    if peak and threads == 1:
+                        row |= {f"share_of_{key}": round(row[key] / peak[key], 3) for key in ("gop_s", "gb_s")}
                     rows.append(row)
                     print(LINE.format(**row), flush=True)
     print_means(rows)
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"environment": environment() | {"isa": isa()}, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+            json.dumps({"environment": environment() | {"isa": isa()}, "peaks": peak, "rows": rows}, indent=2) + "\n",
+            encoding="utf-8",
         )
 
 
@@ -94,6 +101,21 @@ def measure(cases: list[str], tokens: int, threads: int, k: int, n: int, rounds:
             "gop_s": round(2e-9 * tokens * k * n * (1 - sparsity) / seconds, 1),
             "gb_s": round(1e-9 * k * n * (1 - sparsity) / seconds, 2),
         }
+
+
+def peaks() -> dict[str, Any]:
+    """Of one core, `gop_s` from registers and `gb_s` from where the weights of few rows lie; empty without compiler."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "peaks"
+        source = Path(__file__).with_name("peaks.cpp")
+        flags = ["-O2", "-std=c++17", "-march=native", "-Wno-psabi", "-Wno-ignored-attributes"]
+        if subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=False).returncode:
+            return {}
+        command = [str(program), str(WEIGHTS_OF_FEW_ROWS)]
+        return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
 def parsed(case: str) -> tuple[str, float, int | None]:
@@ -185,10 +207,14 @@ def print_means(rows: list[dict[str, Any]]) -> None:
     print(f"\n{library_path()}, {isa()}: geometric means over shapes")
     for case in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
         of_case = [row for row in rows if tuple(row[key] for key in keys) == case]
-        int8, fp32 = (
-            statistics.geometric_mean(row[key] for row in of_case) for key in ("ratio_vs_int8", "ratio_vs_fp32")
-        )
-        print(*(f"{key} {value}" for key, value in zip(keys, case, strict=True)), f"int8 {int8:.2f} fp32 {fp32:.2f}")
+        means = {"ratio_vs_int8": "int8", "ratio_vs_fp32": "fp32", "share_of_gop_s": "of products",
+                 "share_of_gb_s": "of reading"}  # fmt: skip
+        told = [
+            f"{name} {statistics.geometric_mean(row[key] for row in of_case):.2f}"
+            for key, name in means.items()
+            if key in of_case[0]
+        ]
+        print(*(f"{key} {value}" for key, value in zip(keys, case, strict=True)), *told)
 
 
 if __name__ == "__main__":
