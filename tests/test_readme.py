@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from optimum_slim.deploy import benchmark
 from optimum_slim.model.shape import shape_of
 from optimum_slim.techniques import BUILT_IN
+from tests.benchmarks.readme_tables import READMES, filled
 from tests.tiny import save_rows, save_tiny, tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -42,3 +45,8 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(code_under("From Python"), {})  # noqa: S102
     assert "vs_fp32" in capsys.readouterr().out
     assert (tmp_path / "my-classifier-int8" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_the_tables_of_the_readmes_are_what_was_measured(readme):
+    assert filled(readme.read_text(encoding="utf-8")) == readme.read_text(encoding="utf-8")

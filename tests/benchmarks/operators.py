@@ -1,7 +1,6 @@
 """Where the time of a sparse encoder goes, by operator: before and after the rest of the block was rewritten.
 
 python tests/benchmarks/operators.py --model FOLDER [--pattern 4x4] [--ratio 0.9] [--json F]
-python tests/benchmarks/operators.py --readme        writes results/operators.json into the README.md beside this
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+from readme_tables import of_operators
 
 import optimum_slim
 from optimum_slim.deploy.benchmark import feeds
@@ -33,19 +33,15 @@ RUNS = 50
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model")
+    parser.add_argument("--model", required=True)
     parser.add_argument("--pattern", default="4x4")
     parser.add_argument("--ratio", type=float, default=0.9)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--json", type=Path, default=HERE / "results" / "operators.json")
-    parser.add_argument("--readme", action="store_true")
     arguments = parser.parse_args()
-    if arguments.model:
-        found = measure(arguments.model, arguments.pattern, arguments.ratio, arguments.tokens)
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(table(found))
-    if arguments.readme:
-        write_readme()
+    found = measure(arguments.model, arguments.pattern, arguments.ratio, arguments.tokens)
+    arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(of_operators(found))
 
 
 def measure(source: str, pattern: str, ratio: float, tokens: int) -> dict[str, Any]:
@@ -79,27 +75,6 @@ def profile(path: Path, tokens: int) -> dict[str, float]:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             spent[event["args"]["op_name"]] += event["dur"] / RUNS
     return {name: round(time, 1) for name, time in sorted(spent.items(), key=lambda item: -item[1])}
-
-
-def table(found: dict[str, Any]) -> str:
-    """Operators that take at least 1 % before or after, and all others in one row."""
-    before, after = found["microseconds"]["before"], found["microseconds"]["after"]
-    totals = sum(before.values()), sum(after.values())
-    names = [n for n in {**after, **before} if max(before.get(n, 0) / totals[0], after.get(n, 0) / totals[1]) > 0.01]
-    names.sort(key=lambda name: -before.get(name, 0))
-    rows = [(name, before.get(name, 0.0), after.get(name, 0.0)) for name in names]
-    rows.append(("others", *(total - sum(row[i] for row in rows) for i, total in enumerate(totals, 1))))
-    rows.append(("**all**", *totals))
-    lines = [f"| {name} | {old:,.0f} | {new:,.0f} |" for name, old, new in rows]
-    return "\n".join(["| operator | before, µs | after, µs |", "| --- | --- | --- |", *lines])
-
-
-def write_readme() -> None:
-    found = json.loads((HERE / "results" / "operators.json").read_text(encoding="utf-8"))
-    readme = HERE / "README.md"
-    head, _, rest = readme.read_text(encoding="utf-8").partition("<!-- operators -->\n")
-    tail = rest.partition("<!-- end -->")[2]
-    readme.write_text(f"{head}<!-- operators -->\n{table(found)}\n<!-- end -->{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,137 @@
+"""Writes the tables of the READMEs, here and at the top, from results/*.json.
+
+python tests/benchmarks/readme_tables.py
+
+A table stands between `<!-- KIND: NAME -->` and `<!-- end -->`, where NAME is a file in results/ and KIND one of `TABLES`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+READMES = (HERE.parents[1] / "README.md", HERE / "README.md")
+
+
+def main() -> None:
+    for readme in READMES:
+        readme.write_text(filled(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    def table(match: re.Match[str]) -> str:
+        found = json.loads((HERE / "results" / f"{match['name']}.json").read_text(encoding="utf-8"))
+        return f"{match['begin']}\n{TABLES[match['kind']](found)}\n{match['end']}"
+
+    pattern = r"(?P<begin><!-- (?P<kind>[\w-]+): (?P<name>[\w-]+) -->)\n.*?(?P<end><!-- end -->)"
+    return re.sub(pattern, table, text, flags=re.DOTALL)
+
+
+def of_recipe(report: dict[str, Any]) -> str:
+    """One row per file: size, quality, and the speed at each point of the grid."""
+    metrics = list(report["final"]["quality"])
+    points = report["final"]["latency"]
+    where = [f"{p['phase']}, {p['tokens']} tokens, {threads(p['threads'])}" for p in points]
+    rows = []
+    names = (("original, fp32", "original"), ("Optimum's int8", "baseline_int8"), ("**optimum-slim**", "final"))
+    for shown, key in names:
+        row = report[key]
+        quality = [f"{row['quality'][metric]:.4g}" if metric in row["quality"] else "" for metric in metrics]
+        times = [f"{point['p50']:.2f}" for point in row["latency"]]
+        if key == "final":
+            times = [f"{time} ({p['speedup']['vs_fp32']['median']:.1f}x)" for time, p in zip(times, points)]
+        rows.append([shown, f"{row['file_bytes'] / 1e6:.1f}", *quality, *times])
+    return markdown(["", "MB", *metrics, *(f"p50 ms ({place})" for place in where)], rows)
+
+
+def of_operators(found: dict[str, Any]) -> str:
+    """Operators that take at least 1 % before or after, and all others in one row."""
+    before, after = found["microseconds"]["before"], found["microseconds"]["after"]
+    totals = sum(before.values()), sum(after.values())
+    names = [n for n in {**after, **before} if max(before.get(n, 0) / totals[0], after.get(n, 0) / totals[1]) > 0.01]
+    names.sort(key=lambda name: -before.get(name, 0))
+    rows = [(name, before.get(name, 0.0), after.get(name, 0.0)) for name in names]
+    rows.append(("others", *(total - sum(row[i] for row in rows) for i, total in enumerate(totals, 1))))
+    rows.append(("**all**", *totals))
+    return markdown(
+        ["operator", "before, µs", "after, µs"], [[name, f"{old:,.0f}", f"{new:,.0f}"] for name, old, new in rows]
+    )
+
+
+def of_kernels(found: dict[str, Any]) -> str:
+    """How many times faster than ONNX Runtime's int8, geometric means over the shapes."""
+    rows = found["rows"]
+    cases = list(dict.fromkeys((row["pattern"], row["sparsity"], row["group_size"]) for row in rows))
+    loads = list(dict.fromkeys((row["threads"], row["tokens"]) for row in rows))
+
+    def cell(case: tuple[Any, ...], load: tuple[int, int]) -> str:
+        of_case = [row for row in rows if (row["pattern"], row["sparsity"], row["group_size"]) == case]
+        ratios = [row["ratio_vs_int8"] for row in of_case if (row["threads"], row["tokens"]) == load]
+        return f"{statistics.geometric_mean(ratios):.2f}" if ratios else ""
+
+    told = [f"{name} {share * 100:.0f} %" + (f", groups of {size}" if size else "") for name, share, size in cases]
+    return markdown(
+        ["weights", *(f"{rows_told(tokens)}, {threads(count)}" for count, tokens in loads)],
+        [[name.replace(" 0 %", ""), *(cell(case, load) for load in loads)] for name, case in zip(told, cases)],
+    )
+
+
+def of_encoders(found: dict[str, Any]) -> str:
+    points = list(dict.fromkeys((row["model"], row["threads"]) for row in found["rows"]))
+    names = list(dict.fromkeys(row["what"] for row in found["rows"]))
+
+    def cell(name: str, point: tuple[str, int]) -> str:
+        row = next((r for r in found["rows"] if r["what"] == name and (r["model"], r["threads"]) == point), None)
+        return f"{row['ms']:.1f} ms, {row['ratio_vs_int8']:.2f}x" if row else ""
+
+    head = ["", *(f"{model}, {threads(count)}" for model, count in points)]
+    return markdown(head, [[name, *(cell(name, point) for point in points)] for name in names])
+
+
+def of_sparsity(rows: list[dict[str, Any]]) -> str:
+    """Perplexities by pattern and share of zeros, a column for each technique."""
+    techniques = list(dict.fromkeys(row["technique"] for row in rows if row["settings"]))
+    cases = list(dict.fromkeys((r["settings"]["pattern"], r["settings"]["ratio"]) for r in rows if r["settings"]))
+
+    def told(row: dict[str, Any]) -> str:
+        return " / ".join(f"{value:,.1f}" if value < 1e4 else "> 10,000" for value in row["quality"].values())
+
+    def cell(technique: str, case: tuple[str, float]) -> str:
+        wanted = {"technique": technique, "pattern": case[0], "ratio": case[1]}
+        row = next((r for r in rows if {"technique": r["technique"], **r["settings"]}.items() >= wanted.items()), None)
+        return "" if row is None else f"{told(row)} ({row['seconds']:.0f} s, {row['peak_rss_bytes'] / 1e9:.1f} GB)"
+
+    sets = " / ".join(metric.partition("/")[2] for metric in rows[0]["quality"])
+    body = [[f"{p}, {share:.0%}", *(cell(t, (p, share)) for t in techniques)] for p, share in cases]
+    before = ["none", told(rows[0]), *[""] * (len(techniques) - 1)]
+    return markdown([f"zeros ({sets})", *(f"`{name}`" for name in techniques)], [before, *body])
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def rows_told(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+TABLES: dict[str, Callable[[Any], str]] = {
+    "figures": of_recipe,
+    "operators": of_operators,
+    "kernels": of_kernels,
+    "encoders": of_encoders,
+    "sparsity": of_sparsity,
+}
+
+
+if __name__ == "__main__":
+    main()
