@@ -2,7 +2,7 @@
 
 python tests/benchmarks/readme_tables.py
 
-A table stands between `<!-- KIND: NAME -->` and `<!-- end -->`, where NAME is a file in results/ and KIND one of `TABLES`.
+A table stands between `<!-- KIND: NAME -->` and `<!-- end -->`; NAME is a file in results/, KIND one of `TABLES`.
 """
 
 from __future__ import annotations
