@@ -2,9 +2,9 @@
 #include "avx2.h"
 
 #include "attention.h"
-#include "blocks.h"
 #include "dense.h"
 #include "norm.h"
+#include "pairs.h"
 #include "quantize.h"
 
 namespace slim {
@@ -35,7 +35,7 @@ using Avx2 = Ymm<WidenedDot>;
 }  // namespace
 
 extern const Products kAvx2;
-const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, quantize_rows<Plainly>,
-                     Avx2::pack_tile, dense<Avx2>,   blocks<Avx2>,   attend<8>, residual_norm<8>};
+const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, true, quantize_rows<Plainly>,
+                     Avx2::pack_tile, dense<Avx2>,   blocks<Avx2, PairedRow>,   attend<8>, residual_norm<8>};
 
 }  // namespace slim

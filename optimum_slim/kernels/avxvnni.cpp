@@ -24,7 +24,7 @@ using AvxVnni = Ymm<VnniDot>;
 }  // namespace
 
 extern const Products kAvxVnni;
-const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, quantize_rows<Plainly>,
+const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, quantize_rows<Plainly>,
                         AvxVnni::pack_tile, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>};
 
 }  // namespace slim

@@ -59,7 +59,7 @@ struct Neon {
 }  // namespace
 
 extern const Products kNeon;
-const Products kNeon{"neon",      Neon::kOffset, Neon::kSums, quantize_rows<Plainly>, pack_tile_plainly,
+const Products kNeon{"neon",      Neon::kOffset, Neon::kSums, false, quantize_rows<Plainly>, pack_tile_plainly,
                      dense<Neon>, blocks<Neon>, attend<4>, residual_norm<4>};
 
 }  // namespace slim

@@ -1,6 +1,7 @@
 // Packs layers of 4x1, 4x2 and 4x4 blocks: lists of quads for many rows, windows of quads for few.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 
 #include "layouts.h"
@@ -11,16 +12,54 @@ namespace {
 // With 64 rows a segment of activations takes 48 KB: measured, more than that gets slow.
 constexpr int64_t kSegmentQuads = 192;
 
+// Blocks that a block is tried with before it goes alone: enough for weights of any distribution.
+constexpr size_t kMostWaiting = 8;
+
 int32_t quad_at(const int8_t* values) {
   int32_t quad;
   std::memcpy(&quad, values, sizeof quad);
   return quad;
 }
 
-int32_t sum_of(int32_t quad) {
+std::array<int8_t, 4> values_of(int32_t quad) {
   std::array<int8_t, 4> values;
   std::memcpy(values.data(), &quad, sizeof quad);
+  return values;
+}
+
+int32_t sum_of(int32_t quad) {
+  const auto values = values_of(quad);
   return values[0] + values[1] + values[2] + values[3];
+}
+
+// Whether unsigned activations times weights 0 and 1, and times 2 and 3, fit in 16 bits.
+bool pairs_fit(int32_t quad) {
+  const auto values = values_of(quad);
+  for (int i = 0; i < 4; i += 2)
+    if (std::abs(values[i] + values[i + 1]) > 128 && (values[i] < 0) == (values[i + 1] < 0)) return false;
+  return true;
+}
+
+// Whether signed activations, at most 127, times both quads fit in 16 bits once the offset is out.
+bool sums_fit(const int32_t* one, const int32_t* other, int outputs) {
+  constexpr int kMost = 32767 / 127;
+  for (int o = 0; o < outputs; ++o) {
+    const auto a = values_of(one[o]), b = values_of(other[o]);
+    for (int i = 0; i < 4; i += 2)
+      if (std::abs(a[i]) + std::abs(a[i + 1]) + std::abs(b[i]) + std::abs(b[i + 1]) > kMost) return false;
+  }
+  return true;
+}
+
+// Takes the offset of 128 out of the sums of two quads: modulo 2^16, as these are.
+int32_t correction_of(int32_t one, int32_t other) {
+  const auto a = values_of(one), b = values_of(other);
+  std::array<int16_t, 2> sums;
+  for (int i = 0; i < 2; ++i)
+    sums[i] = static_cast<int16_t>(-128 * (a[2 * i] + a[2 * i + 1] + b[2 * i] + b[2 * i + 1]));
+  int32_t correction;
+  std::memcpy(&correction, sums.data(), sizeof correction);
+  return correction;
 }
 
 // Which quads an output keeps and their weights, in ascending order.
@@ -56,7 +95,7 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
   const int64_t quads = layer.block_columns();
   // Blocks of several outputs use what they load often enough to wait for a farther cache.
   const int64_t segments = layer.block_outputs > 1 ? 1 : (quads + kSegmentQuads - 1) / kSegmentQuads;
-  BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}};
+  BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}, {}, {}};
   const int64_t padded = round_up(layer.outputs, kPanel);
   packed.start.assign(padded / layer.block_outputs * segments + 1, 0);
   packed.initial.assign(padded, 0);
@@ -71,6 +110,47 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
   });
   for (size_t i = 1; i < packed.start.size(); ++i) packed.start[i] += packed.start[i - 1];
   return packed;
+}
+
+void pair_blocks(BlockWeights& weights) {
+  const BlockWeights from = weights;
+  const int outputs = from.outputs;
+  weights.columns.clear();
+  weights.weights.clear();
+  weights.pairs.push_back(0);
+  const auto take = [&](int64_t block) {
+    weights.columns.push_back(from.columns[block]);
+    const auto quads = from.weights.begin() + block * outputs;
+    weights.weights.insert(weights.weights.end(), quads, quads + outputs);
+  };
+  for (size_t part = 0; part + 1 < from.start.size(); ++part) {
+    std::vector<int64_t> waiting, alone;
+    for (int64_t block = from.start[part]; block < from.start[part + 1]; ++block) {
+      const int32_t* quads = &from.weights[block * outputs];
+      if (!std::all_of(quads, quads + outputs, pairs_fit)) {
+        alone.push_back(block);
+        continue;
+      }
+      const auto fits = [&](int64_t other) { return sums_fit(quads, &from.weights[other * outputs], outputs); };
+      const auto partner = std::find_if(waiting.begin(), waiting.end(), fits);
+      if (partner == waiting.end()) {
+        waiting.push_back(block);
+        if (waiting.size() > kMostWaiting) {
+          alone.push_back(waiting.front());
+          waiting.erase(waiting.begin());
+        }
+        continue;
+      }
+      take(*partner);
+      take(block);
+      for (int o = 0; o < outputs; ++o)
+        weights.corrections.push_back(correction_of(quads[o], from.weights[*partner * outputs + o]));
+      waiting.erase(partner);
+    }
+    weights.pairs.push_back(static_cast<int64_t>(weights.corrections.size()) / outputs);
+    for (int64_t block : alone) take(block);
+    for (int64_t block : waiting) take(block);
+  }
 }
 
 WindowWeights pack_windows(const Layer& layer, int offset) {

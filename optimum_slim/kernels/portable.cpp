@@ -75,7 +75,7 @@ struct Portable {
 }  // namespace
 
 extern const Products kPortable;
-const Products kPortable{"portable",        Portable::kOffset, Portable::kSums, quantize_rows<Plainly>,
+const Products kPortable{"portable",        Portable::kOffset, Portable::kSums, false, quantize_rows<Plainly>,
                          pack_tile_plainly, dense<Portable>,   blocks<Portable>,   attend<4>, residual_norm<4>};
 
 }  // namespace slim

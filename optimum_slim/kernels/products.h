@@ -31,6 +31,7 @@ struct Products {
   const char* name;
   int offset;  // of the unsigned side of a product, see layouts.h
   int sums;    // vectors of 16 sums that fit in the registers: a tile's vectors times a block's outputs
+  bool pairs;  // whether `blocks` wants them paired
 
   // Quantizes `rows` rows of x as FORMAT.md says and adds `offset` to the values.
   void (*quantize)(const float* x, int64_t rows, int64_t inputs, int64_t groups, int offset, const QuantizedRows& to);
