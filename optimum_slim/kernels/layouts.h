@@ -51,9 +51,9 @@ struct BlockWeights {
   AlignedVector<int32_t> weights;   // [kept block][output], four signed bytes each
   AlignedVector<int32_t> initial;   // [output], the sum that takes the offset of the activations back out
 
-  // Where sums of bytes grow in 16 bits, the blocks of a block row and segment that do so by twos come first.
-  AlignedVector<int64_t> pairs;        // [block row][segment], and the end: how many came before
-  AlignedVector<int32_t> corrections;  // [pair][output], two of 16 bits that take the offset back out
+  // Where two products of bytes are added up in 16 bits, the blocks of a block row and segment that go by twos come
+  // first: pairs[block row][segment] of these. Only they meet activations with offset.
+  AlignedVector<int32_t> pairs;
 };
 
 // For few rows: each lane walks through the kept quads of one output of a panel ("sliced ELLPACK", SELL-16). A step
@@ -114,7 +114,7 @@ struct RowTiles {
 Epilogue pack_epilogue(const Layer& layer);
 DenseWeights pack_dense(const Layer& layer, int offset);
 BlockWeights pack_blocks(const Layer& layer, int offset);
-void pair_blocks(BlockWeights& weights);
+void pair_blocks(BlockWeights& weights, int offset);
 WindowWeights pack_windows(const Layer& layer, int offset);
 FourWeights pack_fours(const Layer& layer, int offset);
 ByteWindowWeights pack_byte_windows(const Layer& layer, int offset);

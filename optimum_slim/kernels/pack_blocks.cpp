@@ -1,7 +1,6 @@
 // Packs layers of 4x1, 4x2 and 4x4 blocks: lists of quads for many rows, windows of quads for few.
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 
 #include "layouts.h"
@@ -32,34 +31,16 @@ int32_t sum_of(int32_t quad) {
   return values[0] + values[1] + values[2] + values[3];
 }
 
-// Whether unsigned activations times weights 0 and 1, and times 2 and 3, fit in 16 bits.
-bool pairs_fit(int32_t quad) {
-  const auto values = values_of(quad);
-  for (int i = 0; i < 4; i += 2)
-    if (std::abs(values[i] + values[i + 1]) > 128 && (values[i] < 0) == (values[i + 1] < 0)) return false;
-  return true;
-}
-
-// Whether signed activations, at most 127, times both quads fit in 16 bits once the offset is out.
-bool sums_fit(const int32_t* one, const int32_t* other, int outputs) {
-  constexpr int kMost = 32767 / 127;
-  for (int o = 0; o < outputs; ++o) {
-    const auto a = values_of(one[o]), b = values_of(other[o]);
-    for (int i = 0; i < 4; i += 2)
-      if (std::abs(a[i]) + std::abs(a[i + 1]) + std::abs(b[i]) + std::abs(b[i + 1]) > kMost) return false;
+// Whether unsigned activations times neighbours of each of these quads fit in 16 bits, both quads' added up.
+bool products_fit(int32_t one, int32_t other) {
+  constexpr int kMost = 32767 / 255;
+  const auto a = values_of(one), b = values_of(other);
+  for (int i = 0; i < 4; i += 2) {
+    int most = 0, least = 0;
+    for (int weight : {a[i], a[i + 1], b[i], b[i + 1]}) (weight > 0 ? most : least) += weight;
+    if (most > kMost || least < -kMost) return false;
   }
   return true;
-}
-
-// Takes the offset of 128 out of the sums of two quads: modulo 2^16, as these are.
-int32_t correction_of(int32_t one, int32_t other) {
-  const auto a = values_of(one), b = values_of(other);
-  std::array<int16_t, 2> sums;
-  for (int i = 0; i < 2; ++i)
-    sums[i] = static_cast<int16_t>(-128 * (a[2 * i] + a[2 * i + 1] + b[2 * i] + b[2 * i + 1]));
-  int32_t correction;
-  std::memcpy(&correction, sums.data(), sizeof correction);
-  return correction;
 }
 
 // Which quads an output keeps and their weights, in ascending order.
@@ -95,7 +76,7 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
   const int64_t quads = layer.block_columns();
   // Blocks of several outputs use what they load often enough to wait for a farther cache.
   const int64_t segments = layer.block_outputs > 1 ? 1 : (quads + kSegmentQuads - 1) / kSegmentQuads;
-  BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}, {}, {}};
+  BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}, {}};
   const int64_t padded = round_up(layer.outputs, kPanel);
   packed.start.assign(padded / layer.block_outputs * segments + 1, 0);
   packed.initial.assign(padded, 0);
@@ -112,44 +93,40 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
   return packed;
 }
 
-void pair_blocks(BlockWeights& weights) {
+void pair_blocks(BlockWeights& weights, int offset) {
   const BlockWeights from = weights;
   const int outputs = from.outputs;
   weights.columns.clear();
   weights.weights.clear();
-  weights.pairs.push_back(0);
-  const auto take = [&](int64_t block) {
-    weights.columns.push_back(from.columns[block]);
-    const auto quads = from.weights.begin() + block * outputs;
-    weights.weights.insert(weights.weights.end(), quads, quads + outputs);
+  std::fill(weights.initial.begin(), weights.initial.end(), 0);
+  const auto quads_of = [&](int64_t block) { return from.weights.begin() + block * outputs; };
+  const auto fit = [&](int64_t one, int64_t other) {
+    return std::equal(quads_of(one), quads_of(one) + outputs, quads_of(other), products_fit);
   };
   for (size_t part = 0; part + 1 < from.start.size(); ++part) {
-    std::vector<int64_t> waiting, alone;
+    std::vector<int64_t> paired, waiting, alone;
     for (int64_t block = from.start[part]; block < from.start[part + 1]; ++block) {
-      const int32_t* quads = &from.weights[block * outputs];
-      if (!std::all_of(quads, quads + outputs, pairs_fit)) {
-        alone.push_back(block);
+      const auto partner =
+          std::find_if(waiting.begin(), waiting.end(), [&](int64_t other) { return fit(block, other); });
+      if (partner != waiting.end()) {
+        paired.insert(paired.end(), {*partner, block});
+        waiting.erase(partner);
         continue;
       }
-      const auto fits = [&](int64_t other) { return sums_fit(quads, &from.weights[other * outputs], outputs); };
-      const auto partner = std::find_if(waiting.begin(), waiting.end(), fits);
-      if (partner == waiting.end()) {
-        waiting.push_back(block);
-        if (waiting.size() > kMostWaiting) {
-          alone.push_back(waiting.front());
-          waiting.erase(waiting.begin());
-        }
-        continue;
-      }
-      take(*partner);
-      take(block);
-      for (int o = 0; o < outputs; ++o)
-        weights.corrections.push_back(correction_of(quads[o], from.weights[*partner * outputs + o]));
-      waiting.erase(partner);
+      waiting.push_back(block);
+      if (waiting.size() <= kMostWaiting) continue;
+      alone.push_back(waiting.front());
+      waiting.erase(waiting.begin());
     }
-    weights.pairs.push_back(static_cast<int64_t>(weights.corrections.size()) / outputs);
-    for (int64_t block : alone) take(block);
-    for (int64_t block : waiting) take(block);
+    weights.pairs.push_back(static_cast<int32_t>(paired.size() / 2));
+    for (const auto& blocks : {paired, alone, waiting})
+      for (int64_t block : blocks) {
+        weights.columns.push_back(from.columns[block]);
+        weights.weights.insert(weights.weights.end(), quads_of(block), quads_of(block) + outputs);
+      }
+    const int64_t first = static_cast<int64_t>(part) / from.segments * outputs;
+    for (int64_t block : paired)
+      for (int o = 0; o < outputs; ++o) weights.initial[first + o] -= offset * sum_of(quads_of(block)[o]);
   }
 }
 

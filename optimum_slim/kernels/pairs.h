@@ -1,13 +1,12 @@
 // Products with kept blocks by AVX2, rows in lanes as in blocks.h: blocks go by twos, whose products are added up in 16
-// bits before they are widened. That saves every fourth multiplication, the unit that there are fewest of.
+// bits before they are widened. That saves every fourth multiplication.
 //
-//   block 0:  activations (unsigned) x weights -> 16 bits ..
-//                                                        .. + correction -> 32 bits, added to the sums
-//   block 1:  activations (unsigned) x weights -> 16 bits ..
+//   block 0:  unsigned activations x weights -> 16 bits ..
+//                                                        .. + -> 32 bits, added to the sums
+//   block 1:  unsigned activations x weights -> 16 bits ..
 //
-// Packing pairs blocks whose weights are small enough for that. The correction takes the offset of the activations out:
-// what stands in 16 bits before it may wrap around, what remains fits. Other blocks go alone, as signed activations
-// times the weights' magnitudes: those products fit always.
+// Packing pairs blocks whose weights are small enough for that. Others go alone, as signed activations times the
+// weights' magnitudes: such products always fit.
 #pragma once
 
 #include "avx2.h"
@@ -33,26 +32,23 @@ struct PairedRow {
     for (int o = 0; o < kOutputs; ++o)
 #pragma GCC unroll 8
       for (int h = 0; h < kHalves; ++h)
-        sums[o][h] = segment == 0 ? _mm256_setzero_si256()
+        sums[o][h] = segment == 0 ? _mm256_set1_epi32(weights.initial[row * kOutputs + o])
                                   : _mm256_load_si256(reinterpret_cast<const __m256i*>(to) + o * kHalves + h);
     const int64_t part = row * weights.segments + segment;
     const uint16_t* columns = weights.columns.data();
     const int32_t* quads = weights.weights.data();
     const auto activations = [&](int64_t i) { return tile + columns[i] * static_cast<size_t>(32 * kHalves); };
     int64_t i = weights.start[part];
-    for (int64_t pair = weights.pairs[part]; pair < weights.pairs[part + 1]; ++pair, i += 2) {
+    for (const int64_t end = i + 2 * weights.pairs[part]; i < end; i += 2) {
       const uint8_t *one = activations(i), *other = activations(i + 1);
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) {
         const __m256i w = _mm256_set1_epi32(quads[i * kOutputs + o]);
         const __m256i v = _mm256_set1_epi32(quads[(i + 1) * kOutputs + o]);
-        const __m256i correction = _mm256_set1_epi32(weights.corrections[pair * kOutputs + o]);
 #pragma GCC unroll 8
-        for (int h = 0; h < kHalves; ++h) {
-          const __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(load(one + 32 * h), w),
-                                                _mm256_maddubs_epi16(load(other + 32 * h), v));
-          sums[o][h] = add_widened(sums[o][h], _mm256_add_epi16(both, correction));
-        }
+        for (int h = 0; h < kHalves; ++h)
+          sums[o][h] = add_widened(sums[o][h], _mm256_add_epi16(_mm256_maddubs_epi16(load(one + 32 * h), w),
+                                                                _mm256_maddubs_epi16(load(other + 32 * h), v)));
       }
     }
     for (const int64_t end = weights.start[part + 1]; i < end; ++i) {

@@ -69,7 +69,7 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   const bool singles = layer.block_inputs == 1;
   if (sparse && !grouped && !singles) {
     blocks_ = pack_blocks(layer, products.offset);
-    if (products.pairs) pair_blocks(*blocks_);
+    if (products.pairs) pair_blocks(*blocks_, products.offset);
     if (products.windows) windows_ = pack_windows(layer, products.offset);
   } else if (sparse && !grouped && products.byte_windows && density <= kMostSingles) {
     byte_windows_ = pack_byte_windows(layer, products.offset);
