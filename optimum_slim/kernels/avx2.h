@@ -11,6 +11,12 @@
 namespace slim {
 namespace {
 
+inline __m256i broadcast_quad(const void* from) {
+  int32_t quad;
+  std::memcpy(&quad, from, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
 // Transposes 8 x 8 int32 in registers: pairs, then fours, then halves of registers change places.
 inline void transpose8(__m256i (&r)[8]) {
   __m256i t[8];
@@ -41,6 +47,7 @@ struct Ymm {
   static constexpr int kRows = Dot::kRows;
   static constexpr int kGroupedRows = Dot::kGroupedRows;
   static constexpr int kPanels = 1;
+  static constexpr int kQuadBytes = Dot::kQuadBytes;
   static constexpr int kSums = 4;
 
   struct Sums {
@@ -57,11 +64,7 @@ struct Ymm {
     const auto* halves = static_cast<const __m256i*>(from);
     return {{Dot::from_unsigned(_mm256_loadu_si256(halves)), Dot::from_unsigned(_mm256_loadu_si256(halves + 1))}};
   }
-  static Signed broadcast_signed(const void* from) {
-    int32_t quad;
-    std::memcpy(&quad, from, sizeof quad);
-    return Dot::from_signed(_mm256_set1_epi32(quad));
-  }
+  static Signed broadcast_signed(const void* from) { return Dot::broadcast(from); }
   static Sums dot(Sums sums, Unsigned a, Signed b) {
     return {{Dot::dot(sums.half[0], a.half[0], b), Dot::dot(sums.half[1], a.half[1], b)}};
   }

@@ -47,6 +47,7 @@ struct Avx512Vnni {
   static constexpr int kRows = 8;
   static constexpr int kGroupedRows = 4;
   static constexpr int kPanels = 2;
+  static constexpr int kQuadBytes = 4;
   static constexpr int kSums = 16;
 
   using Sums = __m512i;

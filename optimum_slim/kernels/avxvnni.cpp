@@ -12,10 +12,11 @@ namespace {
 struct VnniDot {
   static constexpr int kRows = 6;
   static constexpr int kGroupedRows = 3;
+  static constexpr int kQuadBytes = 4;
   using Bytes = __m256i;
 
   static Bytes from_unsigned(__m256i bytes) { return bytes; }
-  static Bytes from_signed(__m256i bytes) { return bytes; }
+  static Bytes broadcast(const void* quad) { return broadcast_quad(quad); }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
 };
 
@@ -25,6 +26,6 @@ using AvxVnni = Ymm<VnniDot>;
 
 extern const Products kAvxVnni;
 const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, quantize_rows<Plainly>,
-                        AvxVnni::pack_tile, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>};
+                        AvxVnni::pack_tile, nullptr, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>};
 
 }  // namespace slim

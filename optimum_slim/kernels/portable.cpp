@@ -26,6 +26,7 @@ struct Portable {
   static constexpr int kRows = 2;
   static constexpr int kGroupedRows = 1;
   static constexpr int kPanels = 1;
+  static constexpr int kQuadBytes = 4;
   static constexpr int kSums = 4;
 
   struct Sums {
@@ -76,6 +77,6 @@ struct Portable {
 
 extern const Products kPortable;
 const Products kPortable{"portable",        Portable::kOffset, Portable::kSums, false, quantize_rows<Plainly>,
-                         pack_tile_plainly, dense<Portable>,   blocks<Portable>,   attend<4>, residual_norm<4>};
+                         pack_tile_plainly, nullptr, dense<Portable>,   blocks<Portable>,   attend<4>, residual_norm<4>};
 
 }  // namespace slim

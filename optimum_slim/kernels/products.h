@@ -38,6 +38,9 @@ struct Products {
   // Gathers up to 16 * vectors quantized rows (with offset) into one tile; missing rows are zeros.
   void (*pack_tile)(const QuantizedRows& from, int64_t rows, int64_t quads, int vectors, uint8_t* tile);
 
+  // Makes the rows that `dense` takes, of twice the stride; null where it takes them as they are.
+  void (*widen)(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to);
+
   // Each computes outputs[rows][panels]; x points at the first row of the range, y at the first row's output 0.
   void (*dense)(const DensePanels&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y);
   void (*blocks)(const BlockWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,

@@ -104,9 +104,16 @@ QuantizedRows SlimLinear::quantized_rows(int64_t rows) const {
 
 // Outputs in lanes: every task takes all rows and some panels.
 void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
-  const QuantizedRows quantized = quantized_rows(rows);
+  thread_local Scratch widened;
+  QuantizedRows quantized = quantized_rows(rows);
   const int offset = windows_ || byte_windows_ ? products_.offset : 0;  // else the weights carry it
   products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
+  if (dense_ && products_.widen) {
+    uint8_t* const values = widened.take<uint8_t>(rows * 2 * quantized.stride);
+    products_.widen(quantized, rows, quads_, values);
+    quantized.values = values;
+    quantized.stride *= 2;
+  }
 
   const Range panels = panels_of(epilogue_), all{0, rows};
   int64_t dots = panels.end * quads_;
