@@ -3,6 +3,7 @@
 
 #include "attention.h"
 #include "dense.h"
+#include "lanes.h"
 #include "norm.h"
 #include "pairs.h"
 #include "quantize.h"
@@ -27,6 +28,9 @@ struct WidenedDot {
   static Bytes broadcast(const void* from) {
     return {broadcast_quad(from), broadcast_quad(static_cast<const uint8_t*>(from) + 4)};
   }
+  static __m256i add_products(__m256i sums, __m256i magnitudes, __m256i bytes) {
+    return add_widened(sums, _mm256_maddubs_epi16(magnitudes, bytes));
+  }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) {
     return _mm256_add_epi32(sums, _mm256_add_epi32(_mm256_madd_epi16(a.even, b.even), _mm256_madd_epi16(a.odd, b.odd)));
   }
@@ -48,10 +52,12 @@ void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) 
 
 using Avx2 = Ymm<WidenedDot>;
 
+constexpr Limits kAvx2Limits{{4, 6, 8}, 40, 0.47, 2};
+
 }  // namespace
 
 extern const Products kAvx2;
-const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, true, quantize_rows<Plainly>,
-                     Avx2::pack_tile, widen, dense<Avx2>,   blocks<Avx2, PairedRow>,   attend<8>, residual_norm<8>};
+const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, true, kAvx2Limits, quantize_rows<Plainly>,
+                     Avx2::pack_tile, widen, dense<Avx2>,   blocks<Avx2, PairedRow>,   attend<8>, residual_norm<8>, nullptr, lanes<Avx2>};
 
 }  // namespace slim

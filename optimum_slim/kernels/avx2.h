@@ -17,6 +17,11 @@ inline __m256i broadcast_quad(const void* from) {
   return _mm256_set1_epi32(quad);
 }
 
+// Adds neighbours of 16 bits to sums of 32.
+inline __m256i add_widened(__m256i sums, __m256i products) {
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+
 // Transposes 8 x 8 int32 in registers: pairs, then fours, then halves of registers change places.
 inline void transpose8(__m256i (&r)[8]) {
   __m256i t[8];
@@ -65,6 +70,10 @@ struct Ymm {
     return {{Dot::from_unsigned(_mm256_loadu_si256(halves)), Dot::from_unsigned(_mm256_loadu_si256(halves + 1))}};
   }
   static Signed broadcast_signed(const void* from) { return Dot::broadcast(from); }
+  // Magnitudes up to 128, bytes from -127.
+  static __m256i add_products(__m256i sums, __m256i magnitudes, __m256i bytes) {
+    return Dot::add_products(sums, magnitudes, bytes);
+  }
   static Sums dot(Sums sums, Unsigned a, Signed b) {
     return {{Dot::dot(sums.half[0], a.half[0], b), Dot::dot(sums.half[1], a.half[1], b)}};
   }

@@ -89,6 +89,7 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
       packed.initial[row * layer.block_outputs + o] -= offset * sum_of(quad);
     }
   });
+  packed.columns.resize(packed.columns.size() + 8, 0);
   for (size_t i = 1; i < packed.start.size(); ++i) packed.start[i] += packed.start[i - 1];
   return packed;
 }
@@ -96,13 +97,12 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
 void pair_blocks(BlockWeights& weights, int offset) {
   const BlockWeights from = weights;
   const int outputs = from.outputs;
-  weights.columns.clear();
-  weights.weights.clear();
   std::fill(weights.initial.begin(), weights.initial.end(), 0);
   const auto quads_of = [&](int64_t block) { return from.weights.begin() + block * outputs; };
   const auto fit = [&](int64_t one, int64_t other) {
     return std::equal(quads_of(one), quads_of(one) + outputs, quads_of(other), products_fit);
   };
+  int64_t at = 0;
   for (size_t part = 0; part + 1 < from.start.size(); ++part) {
     std::vector<int64_t> paired, waiting, alone;
     for (int64_t block = from.start[part]; block < from.start[part + 1]; ++block) {
@@ -121,8 +121,9 @@ void pair_blocks(BlockWeights& weights, int offset) {
     weights.pairs.push_back(static_cast<int32_t>(paired.size() / 2));
     for (const auto& blocks : {paired, alone, waiting})
       for (int64_t block : blocks) {
-        weights.columns.push_back(from.columns[block]);
-        weights.weights.insert(weights.weights.end(), quads_of(block), quads_of(block) + outputs);
+        weights.columns[at] = from.columns[block];
+        std::copy(quads_of(block), quads_of(block) + outputs, weights.weights.begin() + at * outputs);
+        ++at;
       }
     const int64_t first = static_cast<int64_t>(part) / from.segments * outputs;
     for (int64_t block : paired)

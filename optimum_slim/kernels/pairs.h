@@ -17,11 +17,6 @@ namespace {
 
 inline __m256i load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
 
-// Adds neighbours of 16 bits to sums of 32.
-inline __m256i add_widened(__m256i sums, __m256i products) {
-  return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-}
-
 template <class Isa, int kVectors, int kOutputs>
 struct PairedRow {
   static constexpr int kHalves = 2 * kVectors;
@@ -59,7 +54,7 @@ struct PairedRow {
 #pragma GCC unroll 8
         for (int h = 0; h < kHalves; ++h) {
           const __m256i a = _mm256_xor_si256(load(alone + 32 * h), _mm256_set1_epi8(-128));
-          sums[o][h] = add_widened(sums[o][h], _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(a, w)));
+          sums[o][h] = Isa::add_products(sums[o][h], magnitudes, _mm256_sign_epi8(a, w));
         }
       }
     }

@@ -27,11 +27,22 @@ struct Norm {
   float* output;
 };
 
+// Which design is faster when, measured.
+struct Limits {
+  int64_t block_rows[3];  // the most rows for which blocks of 1, 2 and 4 outputs go with outputs in lanes
+  int64_t single_rows;    // the same for single weights
+  double singles;      // the largest share of kept weights that go as single ones; above, the dense product is faster
+  int64_t dot_cycles;  // of a dot product of 64 bytes, in the dense product
+};
+
+constexpr Limits kLimits{{6, 4, 2}, 40, 0.47, 1};
+
 struct Products {
   const char* name;
   int offset;  // of the unsigned side of a product, see layouts.h
   int sums;    // vectors of 16 sums that fit in the registers: a tile's vectors times a block's outputs
   bool pairs;  // whether `blocks` wants them paired
+  Limits limits;
 
   // Quantizes `rows` rows of x as FORMAT.md says and adds `offset` to the values.
   void (*quantize)(const float* x, int64_t rows, int64_t inputs, int64_t groups, int offset, const QuantizedRows& to);
@@ -52,6 +63,8 @@ struct Products {
 
   // Null where the instruction set has nothing faster than `dense`.
   void (*windows)(const WindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
+  // The same from what `blocks` takes, rows with offset 0.
+  void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Turns a tile of 4 vectors from [quad][64][4] to [quad][4][64], rows in the order that `fours` brings back.
   void (*spread_tile)(uint8_t* tile, int64_t quads) = {};
   void (*fours)(const FourWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,

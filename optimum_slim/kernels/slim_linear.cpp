@@ -12,15 +12,10 @@ constexpr int64_t kRowsAtOnce = 512;
 // A window of activations read from a row's last quad ends this far behind it.
 constexpr int64_t kWindowBytes = 128;
 
-// Up to this many rows outputs go in lanes, above rows do: sooner where outputs share blocks.
-int64_t most_window_rows(const BlockWeights& blocks) { return blocks.outputs == 1 ? 6 : 8 / blocks.outputs; }
-constexpr int64_t kMostByteWindowRows = 40;
-
 // Up to this many rows the weights behind a mask are expanded for each eight of them, above once for all.
 constexpr int64_t kMostMaskedRows = 16;
 
-// Above these shares of kept weights the dense product is faster.
-constexpr double kMostSingles = 0.47;
+// Above this share of kept weights the dense product is faster.
 constexpr double kMostMasked = 0.85;
 
 // Work is measured in cycles, roughly. Waking a thread takes some 20 microseconds: below this, one does it sooner.
@@ -71,13 +66,14 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
     blocks_ = pack_blocks(layer, products.offset);
     if (products.pairs) pair_blocks(*blocks_, products.offset);
     if (products.windows) windows_ = pack_windows(layer, products.offset);
-  } else if (sparse && !grouped && products.byte_windows && density <= kMostSingles) {
+  } else if (sparse && !grouped && products.byte_windows && density <= products.limits.singles) {
     byte_windows_ = pack_byte_windows(layer, products.offset);
     fours_ = pack_fours(layer, products.offset);
   } else if (sparse && products.masked && density <= kMostMasked) {
     masks_ = pack_masks(layer);
   }
-  if (!windows_ && !byte_windows_ && !masks_) dense_ = pack_dense(layer, products.offset);
+  if (!windows_ && !(blocks_ && products.lanes) && !byte_windows_ && !masks_)
+    dense_ = pack_dense(layer, products.offset);
 }
 
 void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
@@ -85,7 +81,8 @@ void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& par
     const int64_t count = std::min(kRowsAtOnce, rows - first);
     const float* from = x + first * inputs_;
     float* to = y + first * outputs();
-    if ((blocks_ && count > most_window_rows(*blocks_)) || (fours_ && count > kMostByteWindowRows))
+    if ((blocks_ && count > products_.limits.block_rows[blocks_->outputs / 2]) ||
+        (fours_ && count > products_.limits.single_rows))
       run_tiles(from, to, count, parallel);
     else if (masks_ && count > kMostMaskedRows)
       run_expanded(from, to, count, parallel);
@@ -117,12 +114,15 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
 
   const Range panels = panels_of(epilogue_), all{0, rows};
   int64_t dots = panels.end * quads_;
+  if (blocks_) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
   if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
   const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows)), panels.end);
   parallel(tasks, [&](int64_t task) {
     const Range mine = part(panels, task, tasks);
-    if (windows_)
+    if (blocks_ && products_.lanes)
+      products_.lanes(*blocks_, epilogue_, quantized, all, mine, y);
+    else if (windows_)
       products_.windows(*windows_, epilogue_, quantized, all, mine, y);
     else if (byte_windows_)
       products_.byte_windows(*byte_windows_, epilogue_, quantized, all, mine, y);
