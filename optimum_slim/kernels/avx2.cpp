@@ -3,7 +3,9 @@
 
 #include "attention.h"
 #include "dense.h"
+#include "fours.h"
 #include "lanes.h"
+#include "lookups.h"
 #include "norm.h"
 #include "pairs.h"
 #include "quantize.h"
@@ -28,8 +30,8 @@ struct WidenedDot {
   static Bytes broadcast(const void* from) {
     return {broadcast_quad(from), broadcast_quad(static_cast<const uint8_t*>(from) + 4)};
   }
-  static __m256i add_products(__m256i sums, __m256i magnitudes, __m256i bytes) {
-    return add_widened(sums, _mm256_maddubs_epi16(magnitudes, bytes));
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) {
+    return add_widened(sums, _mm256_maddubs_epi16(a, b));
   }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) {
     return _mm256_add_epi32(sums, _mm256_add_epi32(_mm256_madd_epi16(a.even, b.even), _mm256_madd_epi16(a.odd, b.odd)));
@@ -57,7 +59,7 @@ constexpr Limits kAvx2Limits{{4, 6, 8}, 40, 0.47, 2};
 }  // namespace
 
 extern const Products kAvx2;
-const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, true, kAvx2Limits, quantize_rows<Plainly>,
-                     Avx2::pack_tile, widen, dense<Avx2>,   blocks<Avx2, PairedRow>,   attend<8>, residual_norm<8>, nullptr, lanes<Avx2>};
+const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, true, kYmmLookUp, kAvx2Limits, quantize_rows<Plainly>,
+                     Avx2::pack_tile, widen, dense<Avx2>,   blocks<Avx2, PairedRow>,   attend<8>, residual_norm<8>, look_up<Avx2, QuadWindow>, lanes<Avx2>, Avx2::spread_tile, fours<Avx2>, look_up<Avx2, ByteWindow>};
 
 }  // namespace slim

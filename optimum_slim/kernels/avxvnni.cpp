@@ -3,7 +3,9 @@
 #include "attention.h"
 #include "blocks.h"
 #include "dense.h"
+#include "fours.h"
 #include "lanes.h"
+#include "lookups.h"
 #include "norm.h"
 #include "quantize.h"
 
@@ -18,8 +20,8 @@ struct VnniDot {
 
   static Bytes from_unsigned(__m256i bytes) { return bytes; }
   static Bytes broadcast(const void* quad) { return broadcast_quad(quad); }
-  static __m256i add_products(__m256i sums, __m256i magnitudes, __m256i bytes) {
-    return _mm256_dpbusd_avx_epi32(sums, magnitudes, bytes);
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) {
+    return _mm256_dpbusd_avx_epi32(sums, a, b);
   }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
 };
@@ -29,7 +31,7 @@ using AvxVnni = Ymm<VnniDot>;
 }  // namespace
 
 extern const Products kAvxVnni;
-const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, kLimits, quantize_rows<Plainly>,
-                        AvxVnni::pack_tile, nullptr, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>, nullptr, lanes<AvxVnni>};
+const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, kYmmLookUp, kLimits, quantize_rows<Plainly>,
+                        AvxVnni::pack_tile, nullptr, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>, look_up<AvxVnni, QuadWindow>, lanes<AvxVnni>, AvxVnni::spread_tile, fours<AvxVnni>, look_up<AvxVnni, ByteWindow>};
 
 }  // namespace slim

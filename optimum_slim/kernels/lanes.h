@@ -4,7 +4,7 @@
 //   weights:      block 0: output 0..3 | block 1: output 0..3      32 bytes as they lie in memory (4x4 blocks)
 //   activations:  quad of block 0, ..  | quad of block 1, ..       each broadcast to its block's lanes
 //
-// Blocks of 2 outputs go by fours, blocks of 1 by eights. Lanes of the same output are added up in the end. Activations
+// Blocks of 2 outputs go by fours. Lanes of the same output are added up in the end. Activations
 // are signed here: with their signs changed where a weight is negative, they meet the weights' magnitudes.
 #pragma once
 
@@ -31,8 +31,7 @@ inline __m256i spread_quads(const uint8_t* row, const uint16_t* columns) {
 template <int kOutputs>
 inline void store_outputs(int32_t* to, __m256i sums) {
   __m128i total = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  if constexpr (kOutputs <= 2) total = _mm_add_epi32(total, _mm_unpackhi_epi64(total, total));
-  if constexpr (kOutputs == 1) total = _mm_add_epi32(total, _mm_srli_epi64(total, 32));
+  if constexpr (kOutputs == 2) total = _mm_add_epi32(total, _mm_unpackhi_epi64(total, total));
   std::memcpy(to, &total, kOutputs * sizeof(int32_t));
 }
 
@@ -83,14 +82,10 @@ void lanes_of(const BlockWeights& weights, const Epilogue& epilogue, const Quant
 template <class Isa>
 void lanes(const BlockWeights& weights, const Epilogue& epilogue, const QuantizedRows& x, Range rows, Range panels,
            float* y) {
-  switch (weights.outputs) {
-    case 1:
-      return lanes_of<Isa, 1>(weights, epilogue, x, rows, panels, y);
-    case 2:
-      return lanes_of<Isa, 2>(weights, epilogue, x, rows, panels, y);
-    case 4:
-      return lanes_of<Isa, 4>(weights, epilogue, x, rows, panels, y);
-  }
+  if (weights.outputs == 2)
+    lanes_of<Isa, 2>(weights, epilogue, x, rows, panels, y);
+  else
+    lanes_of<Isa, 4>(weights, epilogue, x, rows, panels, y);
 }
 
 }  // namespace

@@ -50,8 +50,8 @@ struct OutputQuads {
 };
 
 // One step of a panel: every lane that stands within reach of the slowest takes its next quad.
-bool append_step(const std::array<OutputQuads, kPanel>& lanes, std::array<size_t, kPanel>& at, WindowWeights& packed) {
-  constexpr int kWindow = 32;
+bool append_step(const std::array<OutputQuads, kPanel>& lanes, std::array<size_t, kPanel>& at, int window,
+                 WindowWeights& packed) {
   int first = -1;
   for (int lane = 0; lane < kPanel; ++lane)
     if (at[lane] < lanes[lane].columns.size()) {
@@ -62,7 +62,7 @@ bool append_step(const std::array<OutputQuads, kPanel>& lanes, std::array<size_t
   packed.windows.push_back(static_cast<uint16_t>(first));
   for (int lane = 0; lane < kPanel; ++lane) {
     const OutputQuads& quads = lanes[lane];
-    const bool takes = at[lane] < quads.columns.size() && quads.columns[at[lane]] < first + kWindow;
+    const bool takes = at[lane] < quads.columns.size() && quads.columns[at[lane]] < first + window;
     packed.indices.push_back(takes ? static_cast<uint8_t>(quads.columns[at[lane]] - first) : 0);
     packed.weights.push_back(takes ? quads.weights[at[lane]] : 0);
     at[lane] += takes;
@@ -131,7 +131,7 @@ void pair_blocks(BlockWeights& weights, int offset) {
   }
 }
 
-WindowWeights pack_windows(const Layer& layer, int offset) {
+WindowWeights pack_windows(const Layer& layer, const Windows& windows) {
   WindowWeights packed;
   const int64_t panels = round_up(layer.outputs, kPanel) / kPanel;
   packed.initial.assign(panels * kPanel, 0);
@@ -141,7 +141,7 @@ WindowWeights pack_windows(const Layer& layer, int offset) {
   int64_t panel = 0;
   const auto finish_panel = [&] {
     std::array<size_t, kPanel> at{};
-    while (append_step(lanes, at, packed)) {
+    while (append_step(lanes, at, windows.quads, packed)) {
     }
     packed.start.push_back(static_cast<int64_t>(packed.windows.size()));
     for (OutputQuads& quads : lanes) quads.columns.clear(), quads.weights.clear();
@@ -152,7 +152,7 @@ WindowWeights pack_windows(const Layer& layer, int offset) {
     for (int o = 0; o < layer.block_outputs; ++o) {
       const int64_t n = row * layer.block_outputs + o;
       const int32_t quad = quad_at(values + 4 * o);
-      packed.initial[n] -= offset * sum_of(quad);
+      packed.initial[n] -= windows.offset * sum_of(quad);
       lanes[n % kPanel].columns.push_back(static_cast<uint16_t>(column));
       lanes[n % kPanel].weights.push_back(quad);
     }

@@ -35,13 +35,15 @@ struct Limits {
   int64_t dot_cycles;  // of a dot product of 64 bytes, in the dense product
 };
 
+constexpr Windows kLookUp{128, 32, 128, 64};
 constexpr Limits kLimits{{6, 4, 2}, 40, 0.47, 1};
 
 struct Products {
   const char* name;
   int offset;  // of the unsigned side of a product, see layouts.h
   int sums;    // vectors of 16 sums that fit in the registers: a tile's vectors times a block's outputs
-  bool pairs;  // whether `blocks` wants them paired
+  bool pairs;  // whether `blocks` and `fours` take weights by twos whose products fit in 16 bits together
+  Windows look_up;
   Limits limits;
 
   // Quantizes `rows` rows of x as FORMAT.md says and adds `offset` to the values.
@@ -63,7 +65,7 @@ struct Products {
 
   // Null where the instruction set has nothing faster than `dense`.
   void (*windows)(const WindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
-  // The same from what `blocks` takes, rows with offset 0.
+  // The same for blocks of several outputs, from what `blocks` takes; rows with offset 0.
   void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Turns a tile of 4 vectors from [quad][64][4] to [quad][4][64], rows in the order that `fours` brings back.
   void (*spread_tile)(uint8_t* tile, int64_t quads) = {};

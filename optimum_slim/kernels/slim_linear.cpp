@@ -65,10 +65,10 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   if (sparse && !grouped && !singles) {
     blocks_ = pack_blocks(layer, products.offset);
     if (products.pairs) pair_blocks(*blocks_, products.offset);
-    if (products.windows) windows_ = pack_windows(layer, products.offset);
+    if (products.windows && !lanes()) windows_ = pack_windows(layer, products.look_up);
   } else if (sparse && !grouped && products.byte_windows && density <= products.limits.singles) {
-    byte_windows_ = pack_byte_windows(layer, products.offset);
-    fours_ = pack_fours(layer, products.offset);
+    byte_windows_ = pack_byte_windows(layer, products.look_up);
+    fours_ = pack_fours(layer, products.offset, products.pairs);
   } else if (sparse && products.masked && density <= kMostMasked) {
     masks_ = pack_masks(layer);
   }
@@ -103,7 +103,7 @@ QuantizedRows SlimLinear::quantized_rows(int64_t rows) const {
 void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
   thread_local Scratch widened;
   QuantizedRows quantized = quantized_rows(rows);
-  const int offset = windows_ || byte_windows_ ? products_.offset : 0;  // else the weights carry it
+  const int offset = windows_ || byte_windows_ ? products_.look_up.offset : 0;  // else the weights carry it
   products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
   if (dense_ && products_.widen) {
     uint8_t* const values = widened.take<uint8_t>(rows * 2 * quantized.stride);
@@ -114,13 +114,13 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
 
   const Range panels = panels_of(epilogue_), all{0, rows};
   int64_t dots = panels.end * quads_;
-  if (blocks_) dots = kept_ / 64;
+  if (lanes()) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
   if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
   const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows)), panels.end);
   parallel(tasks, [&](int64_t task) {
     const Range mine = part(panels, task, tasks);
-    if (blocks_ && products_.lanes)
+    if (lanes())
       products_.lanes(*blocks_, epilogue_, quantized, all, mine, y);
     else if (windows_)
       products_.windows(*windows_, epilogue_, quantized, all, mine, y);

@@ -22,6 +22,8 @@ class SlimLinear {
   void run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
   void run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
   void run_expanded(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
+  // Whether few rows go by the blocks too.
+  bool lanes() const { return blocks_ && blocks_->outputs > 1 && products_.lanes; }
   QuantizedRows quantized_rows(int64_t rows) const;
 
   const Products& products_;
