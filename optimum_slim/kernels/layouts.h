@@ -47,7 +47,7 @@ struct BlockWeights {
   int outputs;  // of a block
   int64_t segments;
   AlignedVector<int64_t> start;     // [block row][segment], and the end; padded to whole panels by empty rows
-  AlignedVector<uint16_t> columns;  // [kept block], which quad of inputs; and room for a load behind the last
+  AlignedVector<uint16_t> columns;  // [kept block], which quad of inputs
   AlignedVector<int32_t> weights;   // [kept block][output], four signed bytes each
   AlignedVector<int32_t> initial;   // [output], the sum that takes the offset of the activations back out
 

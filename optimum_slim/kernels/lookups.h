@@ -70,13 +70,12 @@ void look_up_rows(const typename Window::Weights& weights, const Epilogue& epilo
   }
 }
 
-template <class Isa, class Window>
+template <class Isa, class Window, int kRows = 4>
 void look_up(const typename Window::Weights& weights, const Epilogue& epilogue, const QuantizedRows& x, Range rows,
              Range panels, float* y) {
   int64_t row = rows.begin;
-  for (; row + 4 <= rows.end; row += 4) look_up_rows<Isa, Window, 4>(weights, epilogue, x, row, panels, y);
-  for (; row + 2 <= rows.end; row += 2) look_up_rows<Isa, Window, 2>(weights, epilogue, x, row, panels, y);
-  for (; row < rows.end; ++row) look_up_rows<Isa, Window, 1>(weights, epilogue, x, row, panels, y);
+  for (; row + kRows <= rows.end; row += kRows) look_up_rows<Isa, Window, kRows>(weights, epilogue, x, row, panels, y);
+  if constexpr (kRows > 1) look_up<Isa, Window, kRows - 1>(weights, epilogue, x, {row, rows.end}, panels, y);
 }
 
 }  // namespace

@@ -89,7 +89,6 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
       packed.initial[row * layer.block_outputs + o] -= offset * sum_of(quad);
     }
   });
-  packed.columns.resize(packed.columns.size() + 8, 0);
   for (size_t i = 1; i < packed.start.size(); ++i) packed.start[i] += packed.start[i - 1];
   return packed;
 }

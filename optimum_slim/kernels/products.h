@@ -1,6 +1,8 @@
 // What an instruction set must provide. Each fills this table in its own file, compiled with its own flags.
 #pragma once
 
+#include <limits>
+
 #include "layouts.h"
 
 namespace slim {
@@ -29,14 +31,19 @@ struct Norm {
 
 // Which design is faster when, measured.
 struct Limits {
-  int64_t block_rows[3];  // the most rows for which blocks of 1, 2 and 4 outputs go with outputs in lanes
-  int64_t single_rows;    // the same for single weights
+  // The most rows for which outputs go in lanes; above, rows do.
+  int64_t block_rows[3];   // of blocks of 1, 2 and 4 outputs
+  int64_t dense_rows;      // of 4 outputs, all kept
+  int64_t single_rows[2];  // of single weights, where hardly any and where all are kept
+
   double singles;      // the largest share of kept weights that go as single ones; above, the dense product is faster
-  int64_t dot_cycles;  // of a dot product of 64 bytes, in the dense product
+  int64_t dot_cycles;  // of a dot product of 64 bytes
 };
 
+constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
+
 constexpr Windows kLookUp{128, 32, 128, 64};
-constexpr Limits kLimits{{6, 4, 2}, 40, 0.47, 1};
+constexpr Limits kLimits{{6, 4, 2}, kAnyRows, {40, 40}, 0.47, 1};
 
 struct Products {
   const char* name;
@@ -65,7 +72,7 @@ struct Products {
 
   // Null where the instruction set has nothing faster than `dense`.
   void (*windows)(const WindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
-  // The same for blocks of several outputs, from what `blocks` takes; rows with offset 0.
+  // The same for blocks of 4 outputs, from what `blocks` takes; rows with offset 0.
   void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Turns a tile of 4 vectors from [quad][64][4] to [quad][4][64], rows in the order that `fours` brings back.
   void (*spread_tile)(uint8_t* tile, int64_t quads) = {};

@@ -2,6 +2,7 @@
 #include "slim_linear.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace slim {
 namespace {
@@ -62,33 +63,46 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   const double density = static_cast<double>(kept_) / (static_cast<double>(layer.inputs) * layer.outputs);
   const bool sparse = layer.pattern != Pattern::kDense, grouped = layer.groups > 1;
   const bool singles = layer.block_inputs == 1;
-  if (sparse && !grouped && !singles) {
+  const Limits& limits = products.limits;
+  if (!singles && !grouped && (sparse || limits.dense_rows < kAnyRows)) {
+    few_rows_ = sparse ? limits.block_rows[layer.block_outputs / 2] : limits.dense_rows;
     blocks_ = pack_blocks(layer, products.offset);
     if (products.pairs) pair_blocks(*blocks_, products.offset);
-    if (products.windows && !lanes()) windows_ = pack_windows(layer, products.look_up);
-  } else if (sparse && !grouped && products.byte_windows && density <= products.limits.singles) {
+    lanes_ = sparse && products.lanes && layer.block_outputs == 4;
+    if (sparse && products.windows && !lanes_) windows_ = pack_windows(layer, products.look_up);
+  } else if (sparse && !grouped && products.byte_windows && density <= limits.singles) {
+    few_rows_ = limits.single_rows[0] + std::llround(density * (limits.single_rows[1] - limits.single_rows[0]));
     byte_windows_ = pack_byte_windows(layer, products.look_up);
     fours_ = pack_fours(layer, products.offset, products.pairs);
   } else if (sparse && products.masked && density <= kMostMasked) {
     masks_ = pack_masks(layer);
   }
-  if (!windows_ && !(blocks_ && products.lanes) && !byte_windows_ && !masks_)
-    dense_ = pack_dense(layer, products.offset);
+  if (!lanes_ && !windows_ && !byte_windows_ && !masks_) dense_ = pack_dense(layer, products.offset);
 }
 
 void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
-  for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
-    const int64_t count = std::min(kRowsAtOnce, rows - first);
+  int64_t count;
+  for (int64_t first = 0; first < rows; first += count) {
+    count = std::min(kRowsAtOnce, rows - first);
     const float* from = x + first * inputs_;
     float* to = y + first * outputs();
-    if ((blocks_ && count > products_.limits.block_rows[blocks_->outputs / 2]) ||
-        (fours_ && count > products_.limits.single_rows))
+    if ((blocks_ || fours_) && count > few_rows_) {
+      // A last tile of few rows would cost as much as a full one.
+      const int64_t rest = count % (kPanel * tile_vectors(count));
+      if (rest <= few_rows_) count -= rest;
       run_tiles(from, to, count, parallel);
-    else if (masks_ && count > kMostMaskedRows)
+    } else if (masks_ && count > kMostMaskedRows) {
       run_expanded(from, to, count, parallel);
-    else
+    } else {
       run_rows(from, to, count, parallel);
+    }
   }
+}
+
+// Vectors of 16 rows that a tile has.
+int SlimLinear::tile_vectors(int64_t rows) const {
+  if (fours_) return 4;
+  return std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= 32 ? 2 : 4);
 }
 
 // The memory of one call: values, scales and sums of quantized rows.
@@ -114,13 +128,13 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
 
   const Range panels = panels_of(epilogue_), all{0, rows};
   int64_t dots = panels.end * quads_;
-  if (lanes()) dots = kept_ / 64;
+  if (lanes_) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
   if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
   const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows)), panels.end);
   parallel(tasks, [&](int64_t task) {
     const Range mine = part(panels, task, tasks);
-    if (lanes())
+    if (lanes_)
       products_.lanes(*blocks_, epilogue_, quantized, all, mine, y);
     else if (windows_)
       products_.windows(*windows_, epilogue_, quantized, all, mine, y);
@@ -158,8 +172,7 @@ void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Para
 // Rows in lanes: tiles of rows are packed first, then every task takes one tile and some panels.
 void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
   thread_local Scratch scratch;
-  int vectors = 4;
-  if (!fours_) vectors = std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= 32 ? 2 : 4);
+  const int vectors = tile_vectors(rows);
   const int64_t rows_of_tile = kPanel * vectors;
   const int64_t tiles = round_up(rows, rows_of_tile) / rows_of_tile;
   const QuantizedRows quantized = quantized_rows(rows);
