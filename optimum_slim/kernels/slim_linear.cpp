@@ -32,8 +32,8 @@ int64_t tasks_for(int64_t cycles) {
   return std::min(cycles / kCyclesOfTask, kMostTasks);
 }
 
-// A dot product of 64 bytes of weights with each of some rows: the weights come from a cache that is two cycles away.
-int64_t cycles_of(int64_t dots, int64_t rows) { return dots * (rows + 2); }
+// Of dot products of 64 bytes of weights with each of some rows: the weights come from a cache that is two cycles away.
+int64_t cycles_of(int64_t dots, int64_t rows, const Limits& limits) { return dots * (limits.dot_cycles * rows + 2); }
 
 // Quantizing and packing take about half a cycle a value.
 int64_t packing_cycles(int64_t rows, int64_t inputs) { return rows * inputs / 2; }
@@ -131,7 +131,7 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
   if (lanes_) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
   if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
-  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows)), panels.end);
+  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows, products_.limits)), panels.end);
   parallel(tasks, [&](int64_t task) {
     const Range mine = part(panels, task, tasks);
     if (lanes_)
@@ -155,7 +155,7 @@ void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Para
   products_.quantize(x, rows, inputs_, epilogue_.groups, 0, quantized);
 
   const Range panels = panels_of(epilogue_);
-  const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows)), panels.end);
+  const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows, products_.limits)), panels.end);
   const int64_t bytes = kPanelsAtOnce * quads_ * 64;
   uint8_t* const expanded = scratch.take<uint8_t>(tasks * bytes);
   parallel(tasks, [&](int64_t task) {
@@ -196,7 +196,8 @@ void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Paralle
   };
 
   const Range panels = panels_of(epilogue_);
-  const int64_t wanted = tasks_for(kept_ / 4 * tiles * vectors + packing_cycles(rows, inputs_));
+  const int64_t dots = kept_ / 4 * tiles * vectors;
+  const int64_t wanted = tasks_for(dots * products_.limits.dot_cycles + packing_cycles(rows, inputs_));
   if (wanted == 1) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       pack_tile(tile);
