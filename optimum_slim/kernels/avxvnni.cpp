@@ -28,10 +28,13 @@ struct VnniDot {
 
 using AvxVnni = Ymm<VnniDot>;
 
+// Counted in instructions, where others are measured: a dense product needs one for 32 weights, the others three.
+constexpr Limits kVnniLimits{{5, 4, 8}, kAnyRows, {12, 52}, 0.35, 1};
+
 }  // namespace
 
 extern const Products kAvxVnni;
-const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, kYmmLookUp, kLimits, quantize_rows<Plainly>,
+const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, kYmmLookUp, kVnniLimits, quantize_rows<Plainly>,
                         AvxVnni::pack_tile, nullptr, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>, look_up<AvxVnni, QuadWindow>, lanes<AvxVnni>, AvxVnni::spread_tile, fours<AvxVnni>, look_up<AvxVnni, ByteWindow>};
 
 }  // namespace slim
