@@ -54,7 +54,7 @@ void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) 
 
 using Avx2 = Ymm<WidenedDot>;
 
-constexpr Limits kAvx2Limits{{5, 4, 8}, 12, {12, 52}, 0.6, 2};
+constexpr Limits kAvx2Limits{{5, 4, 8}, 12, {12, 52}, true, 0.6, 2};
 
 }  // namespace
 

@@ -29,7 +29,7 @@ struct VnniDot {
 using AvxVnni = Ymm<VnniDot>;
 
 // Counted in instructions, where others are measured: a dense product needs one for 32 weights, the others three.
-constexpr Limits kVnniLimits{{5, 4, 8}, kAnyRows, {12, 52}, 0.35, 1};
+constexpr Limits kVnniLimits{{5, 4, 8}, kAnyRows, {12, 52}, true, 0.35, 1};
 
 }  // namespace
 

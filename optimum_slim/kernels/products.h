@@ -36,6 +36,8 @@ struct Limits {
   int64_t dense_rows;      // of 4 outputs, all kept
   int64_t single_rows[2];  // of single weights, where hardly any and where all are kept
 
+  bool split_rest;  // whether rows that fill no tile go by smaller ones or in the other way, once the tiles are done
+
   double singles;      // the largest share of kept weights that go as single ones; above, the dense product is faster
   int64_t dot_cycles;  // of a dot product of 64 bytes
 };
@@ -43,7 +45,7 @@ struct Limits {
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
 
 constexpr Windows kLookUp{128, 32, 128, 64};
-constexpr Limits kLimits{{6, 4, 2}, kAnyRows, {40, 40}, 0.47, 1};
+constexpr Limits kLimits{{6, 4, 2}, kAnyRows, {40, 40}, false, 0.47, 1};
 
 struct Products {
   const char* name;

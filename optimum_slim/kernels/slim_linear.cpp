@@ -87,9 +87,8 @@ void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& par
     const float* from = x + first * inputs_;
     float* to = y + first * outputs();
     if ((blocks_ || fours_) && count > few_rows_) {
-      // A last tile of few rows would cost as much as a full one.
-      const int64_t rest = count % (kPanel * tile_vectors(count));
-      if (rest <= few_rows_) count -= rest;
+      const int64_t tile = kPanel * tile_vectors(count);
+      if (products_.limits.split_rest && count > tile) count -= count % tile;
       run_tiles(from, to, count, parallel);
     } else if (masks_ && count > kMostMaskedRows) {
       run_expanded(from, to, count, parallel);
@@ -102,7 +101,8 @@ void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& par
 // Vectors of 16 rows that a tile has.
 int SlimLinear::tile_vectors(int64_t rows) const {
   if (fours_) return 4;
-  return std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= 32 ? 2 : 4);
+  const int64_t most_of_two = products_.limits.split_rest ? 48 : 32;
+  return std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= most_of_two ? 2 : 4);
 }
 
 // The memory of one call: values, scales and sums of quantized rows.
