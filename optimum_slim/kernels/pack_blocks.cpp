@@ -1,6 +1,7 @@
 // Packs layers of 4x1, 4x2 and 4x4 blocks: lists of quads for many rows, windows of quads for few.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 
 #include "layouts.h"
@@ -31,16 +32,26 @@ int32_t sum_of(int32_t quad) {
   return values[0] + values[1] + values[2] + values[3];
 }
 
-// Whether unsigned activations times neighbours of each of these quads fit in 16 bits, both quads' added up.
-bool products_fit(int32_t one, int32_t other) {
-  constexpr int kMost = 32767 / 255;
-  const auto a = values_of(one), b = values_of(other);
-  for (int i = 0; i < 4; i += 2) {
-    int most = 0, least = 0;
-    for (int weight : {a[i], a[i + 1], b[i], b[i + 1]}) (weight > 0 ? most : least) += weight;
-    if (most > kMost || least < -kMost) return false;
+// How far unsigned activations can take the sums in 16 bits that a block's neighbouring weights share, in weights.
+using Reach = std::array<uint8_t, 16>;  // [output][neighbours][up, down]
+
+Reach reach_of(const int32_t* quads, int outputs) {
+  Reach reach{};
+  for (int o = 0; o < outputs; ++o) {
+    const auto values = values_of(quads[o]);
+    for (int i = 0; i < 4; ++i) {
+      uint8_t& sum = reach[4 * o + i / 2 * 2 + (values[i] < 0)];
+      sum = static_cast<uint8_t>(std::min(sum + std::abs(values[i]), 255));
+    }
   }
-  return true;
+  return reach;
+}
+
+bool fits(const Reach& one, const Reach& other) {
+  constexpr int kMost = 32767 / 255;
+  bool fits = true;
+  for (size_t i = 0; i < one.size(); ++i) fits &= one[i] + other[i] <= kMost;
+  return fits;
 }
 
 // Which quads an output keeps and their weights, in ascending order.
@@ -96,37 +107,44 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
 void pair_blocks(BlockWeights& weights, int offset) {
   const BlockWeights from = weights;
   const int outputs = from.outputs;
-  std::fill(weights.initial.begin(), weights.initial.end(), 0);
-  const auto quads_of = [&](int64_t block) { return from.weights.begin() + block * outputs; };
-  const auto fit = [&](int64_t one, int64_t other) {
-    return std::equal(quads_of(one), quads_of(one) + outputs, quads_of(other), products_fit);
+  struct Waiting {
+    int64_t block;
+    Reach reach;
   };
+  std::vector<int64_t> paired, alone;
+  std::vector<Waiting> waiting;
   int64_t at = 0;
+  const auto append = [&](int64_t block) {
+    weights.columns[at] = from.columns[block];
+    std::copy_n(&from.weights[block * outputs], outputs, &weights.weights[at * outputs]);
+    ++at;
+  };
+  std::fill(weights.initial.begin(), weights.initial.end(), 0);
   for (size_t part = 0; part + 1 < from.start.size(); ++part) {
-    std::vector<int64_t> paired, waiting, alone;
     for (int64_t block = from.start[part]; block < from.start[part + 1]; ++block) {
+      const Reach reach = reach_of(&from.weights[block * outputs], outputs);
       const auto partner =
-          std::find_if(waiting.begin(), waiting.end(), [&](int64_t other) { return fit(block, other); });
+          std::find_if(waiting.begin(), waiting.end(), [&](const Waiting& other) { return fits(reach, other.reach); });
       if (partner != waiting.end()) {
-        paired.insert(paired.end(), {*partner, block});
+        paired.insert(paired.end(), {partner->block, block});
         waiting.erase(partner);
-        continue;
+      } else if (waiting.size() < kMostWaiting && fits(reach, {})) {
+        waiting.push_back({block, reach});
+      } else {
+        alone.push_back(block);
       }
-      waiting.push_back(block);
-      if (waiting.size() <= kMostWaiting) continue;
-      alone.push_back(waiting.front());
-      waiting.erase(waiting.begin());
     }
-    weights.pairs.push_back(static_cast<int32_t>(paired.size() / 2));
-    for (const auto& blocks : {paired, alone, waiting})
-      for (int64_t block : blocks) {
-        weights.columns[at] = from.columns[block];
-        std::copy(quads_of(block), quads_of(block) + outputs, weights.weights.begin() + at * outputs);
-        ++at;
-      }
     const int64_t first = static_cast<int64_t>(part) / from.segments * outputs;
     for (int64_t block : paired)
-      for (int o = 0; o < outputs; ++o) weights.initial[first + o] -= offset * sum_of(quads_of(block)[o]);
+      for (int o = 0; o < outputs; ++o)
+        weights.initial[first + o] -= offset * sum_of(from.weights[block * outputs + o]);
+    weights.pairs.push_back(static_cast<int32_t>(paired.size() / 2));
+    for (int64_t block : paired) append(block);
+    for (int64_t block : alone) append(block);
+    for (const Waiting& left : waiting) append(left.block);
+    paired.clear();
+    alone.clear();
+    waiting.clear();
   }
 }
 

@@ -63,14 +63,21 @@ bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size
   return true;
 }
 
+// Sorted by counting.
+std::vector<size_t> ascending_order(const std::vector<int8_t>& weights) {
+  std::array<size_t, 257> at{};
+  for (int8_t weight : weights) ++at[weight + 129];
+  std::partial_sum(at.begin(), at.end(), at.begin());
+  std::vector<size_t> order(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) order[at[weights[i] + 128]++] = i;
+  return order;
+}
+
 // The same weights by twos whose products with unsigned activations fit in 16 bits together: one below 0 and one above,
 // a large one and a small one, or one alone with a zero.
 OutputWeights paired(const OutputWeights& output) {
   constexpr int kMost = 32767 / 255;
-  std::vector<size_t> ascending(output.weights.size());
-  std::iota(ascending.begin(), ascending.end(), size_t{0});
-  std::sort(ascending.begin(), ascending.end(),
-            [&](size_t a, size_t b) { return output.weights[a] < output.weights[b]; });
+  const std::vector<size_t> ascending = ascending_order(output.weights);
   OutputWeights result;
   const auto take = [&](size_t i, bool alone) {
     result.inputs.push_back(output.inputs[i]);
