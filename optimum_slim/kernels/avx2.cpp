@@ -59,7 +59,23 @@ constexpr Limits kAvx2Limits{{5, 4, 8}, 12, {12, 52}, true, 0.6, 2};
 }  // namespace
 
 extern const Products kAvx2;
-const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, true, kYmmLookUp, kAvx2Limits, quantize_rows<Plainly>,
-                     Avx2::pack_tile, widen, dense<Avx2>,   blocks<Avx2, PairedRow>,   attend<8>, residual_norm<8>, look_up<Avx2, QuadWindow>, lanes<Avx2>, Avx2::spread_tile, fours<Avx2>, look_up<Avx2, ByteWindow>};
+const Products kAvx2{"avx2",
+                     Avx2::kOffset,
+                     Avx2::kSums,
+                     true,
+                     kYmmLookUp,
+                     kAvx2Limits,
+                     quantize_rows<Plainly>,
+                     Avx2::pack_tile,
+                     dense<Avx2>,
+                     blocks<Avx2, PairedRow>,
+                     attend<8>,
+                     residual_norm<8>,
+                     look_up<Avx2, QuadWindow>,
+                     Avx2::spread_tile,
+                     fours<Avx2>,
+                     look_up<Avx2, ByteWindow>,
+                     lanes<Avx2>,
+                     widen};
 
 }  // namespace slim

@@ -53,6 +53,7 @@ struct Ymm {
   static constexpr int kGroupedRows = Dot::kGroupedRows;
   static constexpr int kPanels = 1;
   static constexpr int kQuadBytes = Dot::kQuadBytes;
+  // So many vectors of 16 rows can `fours` take at least.
   static constexpr int kFewVectors = 2;
   static constexpr int kSums = 4;
 

@@ -48,6 +48,7 @@ struct Avx512Vnni {
   static constexpr int kGroupedRows = 4;
   static constexpr int kPanels = 2;
   static constexpr int kQuadBytes = 4;
+  // So many vectors of 16 rows can `fours` take at least.
   static constexpr int kFewVectors = 4;
   static constexpr int kSums = 16;
 

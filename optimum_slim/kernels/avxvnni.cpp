@@ -20,9 +20,7 @@ struct VnniDot {
 
   static Bytes from_unsigned(__m256i bytes) { return bytes; }
   static Bytes broadcast(const void* quad) { return broadcast_quad(quad); }
-  static __m256i add_products(__m256i sums, __m256i a, __m256i b) {
-    return _mm256_dpbusd_avx_epi32(sums, a, b);
-  }
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
 };
 
@@ -34,7 +32,22 @@ constexpr Limits kVnniLimits{{5, 4, 8}, kAnyRows, {12, 52}, true, 0.35, 1};
 }  // namespace
 
 extern const Products kAvxVnni;
-const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, false, kYmmLookUp, kVnniLimits, quantize_rows<Plainly>,
-                        AvxVnni::pack_tile, nullptr, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>, look_up<AvxVnni, QuadWindow>, lanes<AvxVnni>, AvxVnni::spread_tile, fours<AvxVnni>, look_up<AvxVnni, ByteWindow>};
+const Products kAvxVnni{"avxvnni",
+                        AvxVnni::kOffset,
+                        AvxVnni::kSums,
+                        false,
+                        kYmmLookUp,
+                        kVnniLimits,
+                        quantize_rows<Plainly>,
+                        AvxVnni::pack_tile,
+                        dense<AvxVnni>,
+                        blocks<AvxVnni>,
+                        attend<8>,
+                        residual_norm<8>,
+                        look_up<AvxVnni, QuadWindow>,
+                        AvxVnni::spread_tile,
+                        fours<AvxVnni>,
+                        look_up<AvxVnni, ByteWindow>,
+                        lanes<AvxVnni>};
 
 }  // namespace slim

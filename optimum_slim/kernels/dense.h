@@ -5,6 +5,8 @@
 //   row 1    acc       acc
 //   ..
 //
+// A quad of a row takes kQuadBytes, where the instruction set wants it wider than it is.
+//
 // Here the weights carry the offset, so that a group's correction is one number a row, not one a weight.
 #pragma once
 

@@ -60,7 +60,8 @@ struct Neon {
 }  // namespace
 
 extern const Products kNeon;
-const Products kNeon{"neon",      Neon::kOffset, Neon::kSums, false, kLookUp, kLimits, quantize_rows<Plainly>, pack_tile_plainly, nullptr,
-                     dense<Neon>, blocks<Neon>, attend<4>, residual_norm<4>};
+const Products kNeon{"neon",    Neon::kOffset,          Neon::kSums,       false,       kLookUp,
+                     kLimits,   quantize_rows<Plainly>, pack_tile_plainly, dense<Neon>, blocks<Neon>,
+                     attend<4>, residual_norm<4>};
 
 }  // namespace slim

@@ -76,7 +76,8 @@ struct Portable {
 }  // namespace
 
 extern const Products kPortable;
-const Products kPortable{"portable",        Portable::kOffset, Portable::kSums, false, kLookUp, kLimits, quantize_rows<Plainly>,
-                         pack_tile_plainly, nullptr, dense<Portable>,   blocks<Portable>,   attend<4>, residual_norm<4>};
+const Products kPortable{"portable", Portable::kOffset,      Portable::kSums,   false,           kLookUp,
+                         kLimits,    quantize_rows<Plainly>, pack_tile_plainly, dense<Portable>, blocks<Portable>,
+                         attend<4>,  residual_norm<4>};
 
 }  // namespace slim

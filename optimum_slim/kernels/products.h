@@ -29,14 +29,14 @@ struct Norm {
   float* output;
 };
 
-// Which design is faster when, measured.
+// Which design is faster when, measured unless said otherwise.
 struct Limits {
   // The most rows for which outputs go in lanes; above, rows do.
   int64_t block_rows[3];   // of blocks of 1, 2 and 4 outputs
-  int64_t dense_rows;      // of 4 outputs, all kept
+  int64_t dense_rows;      // of dense layers; if there is a most, their weights are packed in both ways
   int64_t single_rows[2];  // of single weights, where hardly any and where all are kept
 
-  bool split_rest;  // whether rows that fill no tile go by smaller ones or in the other way, once the tiles are done
+  bool split_rest;  // whether rows that fill no tile wait for the tiles, then go by smaller ones or in the other way
 
   double singles;      // the largest share of kept weights that go as single ones; above, the dense product is faster
   int64_t dot_cycles;  // of a dot product of 64 bytes
@@ -60,9 +60,6 @@ struct Products {
   // Gathers up to 16 * vectors quantized rows (with offset) into one tile; missing rows are zeros.
   void (*pack_tile)(const QuantizedRows& from, int64_t rows, int64_t quads, int vectors, uint8_t* tile);
 
-  // Makes the rows that `dense` takes, of twice the stride; null where it takes them as they are.
-  void (*widen)(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to);
-
   // Each computes outputs[rows][panels]; x points at the first row of the range, y at the first row's output 0.
   void (*dense)(const DensePanels&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y);
   void (*blocks)(const BlockWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,
@@ -74,14 +71,16 @@ struct Products {
 
   // Null where the instruction set has nothing faster than `dense`.
   void (*windows)(const WindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
-  // The same for blocks of 4 outputs, from what `blocks` takes; rows with offset 0.
-  void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Turns a tile of 4 vectors from [quad][64][4] to [quad][4][64], rows in the order that `fours` brings back.
   void (*spread_tile)(uint8_t* tile, int64_t quads) = {};
   void (*fours)(const FourWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,
                 float* y) = {};
   void (*byte_windows)(const ByteWindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels,
                        float* y) = {};
+  // For blocks of 4 outputs, from what `blocks` takes; rows have offset 0.
+  void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
+  // Makes the rows that `dense` takes, of twice the stride; null where it takes them as they are.
+  void (*widen)(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) = {};
   void (*masked)(const MaskWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Writes panels in the dense layout, with the offset.
   void (*expand)(const MaskWeights&, Range panels, uint8_t* to) = {};
