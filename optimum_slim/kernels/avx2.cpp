@@ -54,7 +54,7 @@ void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) 
 
 using Avx2 = Ymm<WidenedDot>;
 
-constexpr Limits kAvx2Limits{{5, 4, 8}, 12, {12, 52}, true, 0.6, 2};
+constexpr Limits kAvx2Limits{{5, 3, 6}, 12, {12, 52}, true, 0.6, 2};
 
 }  // namespace
 
@@ -68,7 +68,7 @@ const Products kAvx2{"avx2",
                      quantize_rows<Plainly>,
                      Avx2::pack_tile,
                      dense<Avx2>,
-                     blocks<Avx2, PairedRow>,
+                     paired_blocks<Avx2>,
                      attend<8>,
                      residual_norm<8>,
                      look_up<Avx2, QuadWindow>,
