@@ -51,9 +51,10 @@ struct BlockWeights {
   AlignedVector<int32_t> weights;   // [kept block][output], four signed bytes each
   AlignedVector<int32_t> initial;   // [output], the sum that takes the offset of the activations back out
 
-  // Where two products of bytes are added up in 16 bits, the blocks of a block row and segment that go by twos come
-  // first: pairs[block row][segment] of these. Only they meet activations with offset.
-  AlignedVector<int32_t> pairs;
+  // Where products of bytes are added up in 16 bits: so many of the blocks of a block row and segment go by twos and
+  // come first. The next fit alone. Only these meet activations with offset.
+  AlignedVector<int32_t> pairs;    // [block row][segment]
+  AlignedVector<int32_t> singles;  // [block row][segment]
 };
 
 // How activations are looked up for few rows.

@@ -32,26 +32,25 @@ int32_t sum_of(int32_t quad) {
   return values[0] + values[1] + values[2] + values[3];
 }
 
-// How far unsigned activations can take the sums in 16 bits that a block's neighbouring weights share, in weights.
-using Reach = std::array<uint8_t, 16>;  // [output][neighbours][up, down]
+// What a block's neighbouring weights, whose products with unsigned activations share 16 bits, are in all.
+using Reach = std::array<uint16_t, 16>;  // [output][neighbours][above 0, below 0]
 
 Reach reach_of(const int32_t* quads, int outputs) {
   Reach reach{};
   for (int o = 0; o < outputs; ++o) {
     const auto values = values_of(quads[o]);
-    for (int i = 0; i < 4; ++i) {
-      uint8_t& sum = reach[4 * o + i / 2 * 2 + (values[i] < 0)];
-      sum = static_cast<uint8_t>(std::min(sum + std::abs(values[i]), 255));
-    }
+    for (int i = 0; i < 4; ++i)
+      reach[4 * o + i / 2 * 2 + (values[i] < 0)] += static_cast<uint16_t>(std::abs(values[i]));
   }
   return reach;
 }
 
-bool fits(const Reach& one, const Reach& other) {
+// Whether two blocks' sums fit.
+bool fit(const Reach& one, const Reach& other) {
   constexpr int kMost = 32767 / 255;
-  bool fits = true;
-  for (size_t i = 0; i < one.size(); ++i) fits &= one[i] + other[i] <= kMost;
-  return fits;
+  bool all = true;
+  for (size_t i = 0; i < one.size(); ++i) all &= one[i] + other[i] <= kMost;
+  return all;
 }
 
 // Which quads an output keeps and their weights, in ascending order.
@@ -87,7 +86,7 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
   const int64_t quads = layer.block_columns();
   // Blocks of several outputs use what they load often enough to wait for a farther cache.
   const int64_t segments = layer.block_outputs > 1 ? 1 : (quads + kSegmentQuads - 1) / kSegmentQuads;
-  BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}, {}};
+  BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}, {}, {}};
   const int64_t padded = round_up(layer.outputs, kPanel);
   packed.start.assign(padded / layer.block_outputs * segments + 1, 0);
   packed.initial.assign(padded, 0);
@@ -107,12 +106,6 @@ BlockWeights pack_blocks(const Layer& layer, int offset) {
 void pair_blocks(BlockWeights& weights, int offset) {
   const BlockWeights from = weights;
   const int outputs = from.outputs;
-  struct Waiting {
-    int64_t block;
-    Reach reach;
-  };
-  std::vector<int64_t> paired, alone;
-  std::vector<Waiting> waiting;
   int64_t at = 0;
   const auto append = [&](int64_t block) {
     weights.columns[at] = from.columns[block];
@@ -120,31 +113,44 @@ void pair_blocks(BlockWeights& weights, int offset) {
     ++at;
   };
   std::fill(weights.initial.begin(), weights.initial.end(), 0);
+  struct Waiting {
+    int64_t block;
+    Reach reach;
+  };
+  std::vector<Waiting> waiting;
+  std::vector<int64_t> paired, single, other;
   for (size_t part = 0; part + 1 < from.start.size(); ++part) {
     for (int64_t block = from.start[part]; block < from.start[part + 1]; ++block) {
       const Reach reach = reach_of(&from.weights[block * outputs], outputs);
+      if (!fit(reach, {})) {
+        other.push_back(block);
+        continue;
+      }
       const auto partner =
-          std::find_if(waiting.begin(), waiting.end(), [&](const Waiting& other) { return fits(reach, other.reach); });
+          std::find_if(waiting.begin(), waiting.end(), [&](const Waiting& one) { return fit(reach, one.reach); });
       if (partner != waiting.end()) {
         paired.insert(paired.end(), {partner->block, block});
         waiting.erase(partner);
-      } else if (waiting.size() < kMostWaiting && fits(reach, {})) {
+      } else if (waiting.size() < kMostWaiting) {
         waiting.push_back({block, reach});
       } else {
-        alone.push_back(block);
+        single.push_back(block);
       }
     }
-    const int64_t first = static_cast<int64_t>(part) / from.segments * outputs;
-    for (int64_t block : paired)
-      for (int o = 0; o < outputs; ++o)
-        weights.initial[first + o] -= offset * sum_of(from.weights[block * outputs + o]);
+    for (const Waiting& left : waiting) single.push_back(left.block);
     weights.pairs.push_back(static_cast<int32_t>(paired.size() / 2));
-    for (int64_t block : paired) append(block);
-    for (int64_t block : alone) append(block);
-    for (const Waiting& left : waiting) append(left.block);
-    paired.clear();
-    alone.clear();
+    weights.singles.push_back(static_cast<int32_t>(single.size()));
+    for (const auto* blocks : {&paired, &single})
+      for (int64_t block : *blocks) {
+        int32_t* initial = &weights.initial[static_cast<int64_t>(part) / from.segments * outputs];
+        for (int o = 0; o < outputs; ++o) initial[o] -= offset * sum_of(from.weights[block * outputs + o]);
+        append(block);
+      }
+    for (int64_t block : other) append(block);
     waiting.clear();
+    paired.clear();
+    single.clear();
+    other.clear();
   }
 }
 

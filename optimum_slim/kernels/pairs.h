@@ -5,8 +5,8 @@
 //                                                        .. + -> 32 bits, added to the sums
 //   block 1:  unsigned activations x weights -> 16 bits ..
 //
-// Packing pairs blocks whose weights are small enough for that. Others go alone, as signed activations times the
-// weights' magnitudes: such products always fit.
+// Packing pairs blocks whose weights are small enough for that. Of the others some fit alone, and the rest go as signed
+// activations times the weights' magnitudes: such products always fit.
 #pragma once
 
 #include "avx2.h"
@@ -16,6 +16,12 @@ namespace slim {
 namespace {
 
 inline __m256i load(const uint8_t* from) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(from)); }
+
+// Of activations without their offset: sums of two, in 16 bits.
+inline __m256i signed_products(__m256i a, __m256i w) {
+  const __m256i signed_a = _mm256_xor_si256(a, _mm256_set1_epi8(-128));
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(signed_a, w));
+}
 
 // As BlockRow of blocks.h, for the first kHalves times 8 rows of a tile.
 template <class Isa, int kVectors, int kOutputs, int kHalves>
@@ -47,18 +53,19 @@ struct PairedRows {
                                                                 _mm256_maddubs_epi16(load(other + 32 * h), v)));
       }
     }
-    for (const int64_t end = weights.start[part + 1]; i < end; ++i) {
-      const uint8_t* alone = activations(i);
+    const auto add_alone = [&](int64_t end, auto&& products) {
+      for (; i < end; ++i) {
+        const uint8_t* alone = activations(i);
 #pragma GCC unroll 4
-      for (int o = 0; o < kOutputs; ++o) {
-        const __m256i w = _mm256_set1_epi32(quads[i * kOutputs + o]), magnitudes = _mm256_abs_epi8(w);
+        for (int o = 0; o < kOutputs; ++o) {
+          const __m256i w = _mm256_set1_epi32(quads[i * kOutputs + o]);
 #pragma GCC unroll 8
-        for (int h = 0; h < kHalves; ++h) {
-          const __m256i a = _mm256_xor_si256(load(alone + 32 * h), _mm256_set1_epi8(-128));
-          sums[o][h] = Isa::add_products(sums[o][h], magnitudes, _mm256_sign_epi8(a, w));
+          for (int h = 0; h < kHalves; ++h) sums[o][h] = add_widened(sums[o][h], products(load(alone + 32 * h), w));
         }
       }
-    }
+    };
+    add_alone(i + weights.singles[part], [](__m256i a, __m256i w) { return _mm256_maddubs_epi16(a, w); });
+    add_alone(weights.start[part + 1], signed_products);
 #pragma GCC unroll 4
     for (int o = 0; o < kOutputs; ++o)
 #pragma GCC unroll 8
