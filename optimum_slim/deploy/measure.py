@@ -102,12 +102,15 @@ def one_linear(point: Point) -> onnx.ModelProto:
 
 
 def random_weight(draw: np.random.Generator, k: int, n: int, pattern: str, sparsity: float) -> np.ndarray:
-    """int8 [n, k], never 0 but where blocks of the pattern are dropped at random; 2:4 drops two of every four."""
-    weight = draw.integers(1, 128, (n, k)) * draw.choice([-1, 1], (n, k))
+    """int8 [n, k] with the bell shape of quantized layers, the largest of each output 127; never 0 but where blocks of
+    the pattern are dropped at random; 2:4 drops two of every four."""
     if pattern == "2:4":
         kept = (draw.random((n, -(-k // 4), 4)).argsort(axis=2).argsort(axis=2) < 2).reshape(n, -1)
     else:
         block = pattern_named(pattern)
         blocks = draw.random((-(-n // block.outputs), -(-k // block.inputs))) >= sparsity
         kept = blocks.repeat(block.outputs, 0).repeat(block.inputs, 1)
-    return (weight * kept[:n, :k]).astype(np.int8)
+    weight = draw.standard_normal((n, k)) * kept[:n, :k]
+    magnitude = np.abs(weight)
+    scaled = np.rint(magnitude * (127 / magnitude.max(axis=1, keepdims=True, initial=1e-30)))
+    return (np.sign(weight) * np.maximum(scaled, 1)).astype(np.int8)

@@ -2,9 +2,12 @@
 #include "avx2.h"
 
 #include "attention.h"
-#include "blocks.h"
 #include "dense.h"
+#include "fours.h"
+#include "lanes.h"
+#include "lookups.h"
 #include "norm.h"
+#include "pairs.h"
 #include "quantize.h"
 
 namespace slim {
@@ -13,8 +16,10 @@ namespace {
 struct WidenedDot {
   static constexpr int kRows = 4;
   static constexpr int kGroupedRows = 2;
+  static constexpr int kQuadBytes = 8;
 
-  // Bytes 0 and 2 of each quad, and bytes 1 and 3, as 16-bit numbers: the order is the same on both sides.
+  // Bytes 0 and 2 of each quad, and bytes 1 and 3, as 16-bit numbers: the order is the same on both sides. Rows are
+  // widened before, each quad to the former, then the latter.
   struct Bytes {
     __m256i even, odd;
   };
@@ -22,20 +27,55 @@ struct WidenedDot {
   static Bytes from_unsigned(__m256i bytes) {
     return {_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)};
   }
-  static Bytes from_signed(__m256i bytes) {
-    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
+  static Bytes broadcast(const void* from) {
+    return {broadcast_quad(from), broadcast_quad(static_cast<const uint8_t*>(from) + 4)};
+  }
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) {
+    return add_widened(sums, _mm256_maddubs_epi16(a, b));
   }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) {
     return _mm256_add_epi32(sums, _mm256_add_epi32(_mm256_madd_epi16(a.even, b.even), _mm256_madd_epi16(a.odd, b.odd)));
   }
 };
 
+void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t quad = 0; quad < quads; quad += 8) {
+      // A row's stride leaves room for this load to run over its last quad.
+      const int64_t at = row * from.stride + quad * 4;
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from.values + at));
+      const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
+      const __m256i low = _mm256_unpacklo_epi32(even, odd), high = _mm256_unpackhi_epi32(even, odd);
+      auto* widened = reinterpret_cast<__m256i*>(to + 2 * at);
+      _mm256_storeu_si256(widened, _mm256_permute2x128_si256(low, high, 0x20));
+      _mm256_storeu_si256(widened + 1, _mm256_permute2x128_si256(low, high, 0x31));
+    }
+}
+
 using Avx2 = Ymm<WidenedDot>;
+
+constexpr Limits kAvx2Limits{{5, 3, 6}, 12, {12, 52}, true, 0.6, 2};
 
 }  // namespace
 
 extern const Products kAvx2;
-const Products kAvx2{"avx2",          Avx2::kOffset, Avx2::kSums, quantize_rows<Plainly>,
-                     Avx2::pack_tile, dense<Avx2>,   blocks<Avx2>,   attend<8>, residual_norm<8>};
+const Products kAvx2{"avx2",
+                     Avx2::kOffset,
+                     Avx2::kSums,
+                     true,
+                     kYmmLookUp,
+                     kAvx2Limits,
+                     quantize_rows<Plainly>,
+                     Avx2::pack_tile,
+                     dense<Avx2>,
+                     paired_blocks<Avx2>,
+                     attend<8>,
+                     residual_norm<8>,
+                     look_up<Avx2, QuadWindow>,
+                     Avx2::spread_tile,
+                     fours<Avx2>,
+                     look_up<Avx2, ByteWindow>,
+                     lanes<Avx2>,
+                     widen};
 
 }  // namespace slim

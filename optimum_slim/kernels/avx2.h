@@ -11,6 +11,17 @@
 namespace slim {
 namespace {
 
+inline __m256i broadcast_quad(const void* from) {
+  int32_t quad;
+  std::memcpy(&quad, from, sizeof quad);
+  return _mm256_set1_epi32(quad);
+}
+
+// Adds neighbours of 16 bits to sums of 32.
+inline __m256i add_widened(__m256i sums, __m256i products) {
+  return _mm256_add_epi32(sums, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+
 // Transposes 8 x 8 int32 in registers: pairs, then fours, then halves of registers change places.
 inline void transpose8(__m256i (&r)[8]) {
   __m256i t[8];
@@ -41,6 +52,9 @@ struct Ymm {
   static constexpr int kRows = Dot::kRows;
   static constexpr int kGroupedRows = Dot::kGroupedRows;
   static constexpr int kPanels = 1;
+  static constexpr int kQuadBytes = Dot::kQuadBytes;
+  // So many vectors of 16 rows can `fours` take at least.
+  static constexpr int kFewVectors = 2;
   static constexpr int kSums = 4;
 
   struct Sums {
@@ -57,11 +71,10 @@ struct Ymm {
     const auto* halves = static_cast<const __m256i*>(from);
     return {{Dot::from_unsigned(_mm256_loadu_si256(halves)), Dot::from_unsigned(_mm256_loadu_si256(halves + 1))}};
   }
-  static Signed broadcast_signed(const void* from) {
-    int32_t quad;
-    std::memcpy(&quad, from, sizeof quad);
-    return Dot::from_signed(_mm256_set1_epi32(quad));
-  }
+  static Signed broadcast_signed(const void* from) { return Dot::broadcast(from); }
+  // Adds dot products of quads of unsigned and signed bytes. Where that is done in two steps, the products of bytes 0
+  // and 1 must fit in 16 bits together, and so must those of 2 and 3.
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) { return Dot::add_products(sums, a, b); }
   static Sums dot(Sums sums, Unsigned a, Signed b) {
     return {{Dot::dot(sums.half[0], a.half[0], b), Dot::dot(sums.half[1], a.half[1], b)}};
   }
@@ -87,6 +100,46 @@ struct Ymm {
         for (int k = 0; k < 8; ++k)
           _mm256_store_si256(reinterpret_cast<__m256i*>(to + (j * 8 + k) * kPanel + i * 8), r[k]);
       }
+  }
+
+  // Unpacking works within 128-bit lanes. For its results to hold rows in their order, byte 16 h + 4 v + i of an input
+  // must be row 8 v + 4 h + i, in each 32 rows.
+  static void spread_tile(uint8_t* tile, int64_t quads) {
+    const __m256i by_input =
+        _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    for (int64_t quad = 0; quad < quads; ++quad) {
+      auto* at = reinterpret_cast<__m256i*>(tile + quad * 256);
+      __m256i v[8];
+      for (int i = 0; i < 8; ++i) v[i] = _mm256_shuffle_epi8(_mm256_load_si256(at + i), by_input);
+      for (int i = 0; i < 2; ++i) {
+        const __m256i* from = v + 4 * i;
+        const __m256i low01 = _mm256_unpacklo_epi32(from[0], from[1]), high01 = _mm256_unpackhi_epi32(from[0], from[1]);
+        const __m256i low23 = _mm256_unpacklo_epi32(from[2], from[3]), high23 = _mm256_unpackhi_epi32(from[2], from[3]);
+        _mm256_store_si256(at + i, _mm256_unpacklo_epi64(low01, low23));
+        _mm256_store_si256(at + 2 + i, _mm256_unpackhi_epi64(low01, low23));
+        _mm256_store_si256(at + 4 + i, _mm256_unpacklo_epi64(high01, high23));
+        _mm256_store_si256(at + 6 + i, _mm256_unpackhi_epi64(high01, high23));
+      }
+    }
+  }
+
+  template <int kVectors>
+  static void add_four(const uint8_t* tile, const uint16_t* inputs, int32_t weights, Sums (&sums)[kVectors]) {
+    const __m256i w = _mm256_set1_epi32(weights);
+#pragma GCC unroll 2
+    for (int i = 0; i < kVectors / 2; ++i) {
+      const auto load = [&](int input) {
+        return _mm256_load_si256(reinterpret_cast<const __m256i*>(tile + inputs[input] * 64) + i);
+      };
+      const __m256i a = load(0), b = load(1), c = load(2), d = load(3);
+      const __m256i low_ab = _mm256_unpacklo_epi8(a, b), high_ab = _mm256_unpackhi_epi8(a, b);
+      const __m256i low_cd = _mm256_unpacklo_epi8(c, d), high_cd = _mm256_unpackhi_epi8(c, d);
+      Sums &first = sums[2 * i], &second = sums[2 * i + 1];
+      first.half[0] = add_products(first.half[0], _mm256_unpacklo_epi16(low_ab, low_cd), w);
+      first.half[1] = add_products(first.half[1], _mm256_unpackhi_epi16(low_ab, low_cd), w);
+      second.half[0] = add_products(second.half[0], _mm256_unpacklo_epi16(high_ab, high_cd), w);
+      second.half[1] = add_products(second.half[1], _mm256_unpackhi_epi16(high_ab, high_cd), w);
+    }
   }
 
   static void pack_tile(const QuantizedRows& from, int64_t rows, int64_t quads, int vectors, uint8_t* tile) {

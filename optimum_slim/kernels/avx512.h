@@ -47,6 +47,9 @@ struct Avx512Vnni {
   static constexpr int kRows = 8;
   static constexpr int kGroupedRows = 4;
   static constexpr int kPanels = 2;
+  static constexpr int kQuadBytes = 4;
+  // So many vectors of 16 rows can `fours` take at least.
+  static constexpr int kFewVectors = 4;
   static constexpr int kSums = 16;
 
   using Sums = __m512i;
@@ -119,6 +122,36 @@ struct Avx512Vnni {
     for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(from + i * stride);
     transpose16(r);
     for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * 16, r[i]);
+  }
+
+  // Unpacking works within 128-bit lanes. For its results to hold rows in their order, byte 16 j + 4 v + i of an input
+  // must be row 16 v + 4 j + i.
+  static void spread_tile(uint8_t* tile, int64_t quads) {
+    const __m512i by_input =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    for (int64_t quad = 0; quad < quads; ++quad) {
+      uint8_t* at = tile + quad * 256;
+      __m512i v[4];
+      for (int i = 0; i < 4; ++i) v[i] = _mm512_shuffle_epi8(_mm512_load_si512(at + 64 * i), by_input);
+      const __m512i low01 = _mm512_unpacklo_epi32(v[0], v[1]), high01 = _mm512_unpackhi_epi32(v[0], v[1]);
+      const __m512i low23 = _mm512_unpacklo_epi32(v[2], v[3]), high23 = _mm512_unpackhi_epi32(v[2], v[3]);
+      _mm512_store_si512(at, _mm512_unpacklo_epi64(low01, low23));
+      _mm512_store_si512(at + 64, _mm512_unpackhi_epi64(low01, low23));
+      _mm512_store_si512(at + 128, _mm512_unpacklo_epi64(high01, high23));
+      _mm512_store_si512(at + 192, _mm512_unpackhi_epi64(high01, high23));
+    }
+  }
+
+  static void add_four(const uint8_t* tile, const uint16_t* inputs, int32_t weights, Sums (&sums)[4]) {
+    const __m512i w = _mm512_set1_epi32(weights);
+    const __m512i a = _mm512_load_si512(tile + inputs[0] * 64), b = _mm512_load_si512(tile + inputs[1] * 64);
+    const __m512i c = _mm512_load_si512(tile + inputs[2] * 64), d = _mm512_load_si512(tile + inputs[3] * 64);
+    const __m512i low_ab = _mm512_unpacklo_epi8(a, b), high_ab = _mm512_unpackhi_epi8(a, b);
+    const __m512i low_cd = _mm512_unpacklo_epi8(c, d), high_cd = _mm512_unpackhi_epi8(c, d);
+    sums[0] = dot(sums[0], _mm512_unpacklo_epi16(low_ab, low_cd), w);
+    sums[1] = dot(sums[1], _mm512_unpackhi_epi16(low_ab, low_cd), w);
+    sums[2] = dot(sums[2], _mm512_unpacklo_epi16(high_ab, high_cd), w);
+    sums[3] = dot(sums[3], _mm512_unpackhi_epi16(high_ab, high_cd), w);
   }
 
   static void pack_tile(const QuantizedRows& from, int64_t rows, int64_t quads, int vectors, uint8_t* tile) {

@@ -11,11 +11,20 @@
 namespace slim {
 
 extern const Products kAvx512Vnni;
-const Products kAvx512Vnni{"avx512vnni",          Avx512Vnni::kOffset,
-                           Avx512Vnni::kSums,     quantize_rows<Avx512Vnni>,
-                           Avx512Vnni::pack_tile, dense<Avx512Vnni>,
-                           blocks<Avx512Vnni>,    attend<16>, residual_norm<16>,
+const Products kAvx512Vnni{"avx512vnni",
+                           Avx512Vnni::kOffset,
+                           Avx512Vnni::kSums,
+                           false,
+                           kLookUp,
+                           kLimits,
+                           quantize_rows<Avx512Vnni>,
+                           Avx512Vnni::pack_tile,
+                           dense<Avx512Vnni>,
+                           blocks<Avx512Vnni>,
+                           attend<16>,
+                           residual_norm<16>,
                            windows<Avx512Vnni>,
-                           spread_tile,           fours};
+                           Avx512Vnni::spread_tile,
+                           fours<Avx512Vnni>};
 
 }  // namespace slim

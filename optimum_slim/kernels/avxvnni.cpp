@@ -3,6 +3,9 @@
 #include "attention.h"
 #include "blocks.h"
 #include "dense.h"
+#include "fours.h"
+#include "lanes.h"
+#include "lookups.h"
 #include "norm.h"
 #include "quantize.h"
 
@@ -12,19 +15,39 @@ namespace {
 struct VnniDot {
   static constexpr int kRows = 6;
   static constexpr int kGroupedRows = 3;
+  static constexpr int kQuadBytes = 4;
   using Bytes = __m256i;
 
   static Bytes from_unsigned(__m256i bytes) { return bytes; }
-  static Bytes from_signed(__m256i bytes) { return bytes; }
+  static Bytes broadcast(const void* quad) { return broadcast_quad(quad); }
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
 };
 
 using AvxVnni = Ymm<VnniDot>;
 
+// Counted in instructions, where others are measured: a dense product needs one for 32 weights, the others three.
+constexpr Limits kVnniLimits{{5, 4, 8}, kAnyRows, {12, 52}, true, 0.35, 1};
+
 }  // namespace
 
 extern const Products kAvxVnni;
-const Products kAvxVnni{"avxvnni",          AvxVnni::kOffset, AvxVnni::kSums, quantize_rows<Plainly>,
-                        AvxVnni::pack_tile, dense<AvxVnni>,   blocks<AvxVnni>,   attend<8>, residual_norm<8>};
+const Products kAvxVnni{"avxvnni",
+                        AvxVnni::kOffset,
+                        AvxVnni::kSums,
+                        false,
+                        kYmmLookUp,
+                        kVnniLimits,
+                        quantize_rows<Plainly>,
+                        AvxVnni::pack_tile,
+                        dense<AvxVnni>,
+                        blocks<AvxVnni>,
+                        attend<8>,
+                        residual_norm<8>,
+                        look_up<AvxVnni, QuadWindow>,
+                        AvxVnni::spread_tile,
+                        fours<AvxVnni>,
+                        look_up<AvxVnni, ByteWindow>,
+                        lanes<AvxVnni>};
 
 }  // namespace slim

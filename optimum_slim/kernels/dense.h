@@ -5,6 +5,8 @@
 //   row 1    acc       acc
 //   ..
 //
+// A quad of a row takes kQuadBytes, where the instruction set wants it wider than it is.
+//
 // Here the weights carry the offset, so that a group's correction is one number a row, not one a weight.
 #pragma once
 
@@ -37,7 +39,7 @@ struct DenseBlock {
       for (int p = 0; p < kPanels; ++p) w[p] = Isa::load_unsigned(weights + p * panel_bytes + quad * 64);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const typename Isa::Signed a = Isa::broadcast_signed(rows + r * stride + quad * 4);
+        const typename Isa::Signed a = Isa::broadcast_signed(rows + r * stride + quad * Isa::kQuadBytes);
 #pragma GCC unroll 8
         for (int p = 0; p < kPanels; ++p) sums[r][p] = Isa::dot(sums[r][p], w[p], a);
       }
@@ -78,7 +80,7 @@ struct GroupedRows {
       DenseBlock<Isa, kRows, kPanels> block;
       const int64_t quad = g * weights.group_quads;
       block.start(x.sums + row * groups + g, groups);
-      block.add(w + quad * 64, panel_bytes, values + quad * 4, x.stride, weights.group_quads);
+      block.add(w + quad * 64, panel_bytes, values + quad * Isa::kQuadBytes, x.stride, weights.group_quads);
       block.store(buffer);
 #pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {

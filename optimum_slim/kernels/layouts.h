@@ -50,10 +50,23 @@ struct BlockWeights {
   AlignedVector<uint16_t> columns;  // [kept block], which quad of inputs
   AlignedVector<int32_t> weights;   // [kept block][output], four signed bytes each
   AlignedVector<int32_t> initial;   // [output], the sum that takes the offset of the activations back out
+
+  // Where products of bytes are added up in 16 bits: so many of the blocks of a block row and segment go by twos and
+  // come first. The next fit alone. Only these meet activations with offset.
+  AlignedVector<int32_t> pairs;    // [block row][segment]
+  AlignedVector<int32_t> singles;  // [block row][segment]
+};
+
+// How activations are looked up for few rows.
+struct Windows {
+  int offset;     // of the activations
+  int quads;      // of a window..
+  int bytes;      // ..of single inputs..
+  int byte_unit;  // ..which starts at a multiple of this many
 };
 
 // For few rows: each lane walks through the kept quads of one output of a panel ("sliced ELLPACK", SELL-16). A step
-// takes one quad a lane, out of a window of 32 quads that moves on as the slowest lane allows.
+// takes one quad a lane, out of a window of quads that moves on as the slowest lane allows.
 struct WindowWeights {
   AlignedVector<int64_t> start;     // [panel + 1], into steps
   AlignedVector<uint16_t> windows;  // [step], the first quad of the window
@@ -62,8 +75,8 @@ struct WindowWeights {
   AlignedVector<int32_t> initial;   // [output], as above
 };
 
-// Single weights for many rows: for each output the inputs it keeps, four at a time, the last four filled up with
-// zeros.
+// Single weights for many rows: for each output the inputs it keeps, four at a time, filled up with zeros where that is
+// needed.
 struct FourWeights {
   int64_t quads;                   // of inputs
   AlignedVector<int64_t> start;    // [output + 1], into fours; padded to whole panels by empty outputs
@@ -73,7 +86,7 @@ struct FourWeights {
 };
 
 // Single weights for few rows: as WindowWeights, but a step takes up to four single weights a lane, out of a window of
-// 128 inputs that starts at a multiple of 64.
+// single inputs.
 struct ByteWindowWeights {
   AlignedVector<int64_t> start;     // [panel + 1], into steps
   AlignedVector<uint16_t> windows;  // [step], the first input of the window
@@ -110,9 +123,10 @@ struct RowTiles {
 Epilogue pack_epilogue(const Layer& layer);
 DenseWeights pack_dense(const Layer& layer, int offset);
 BlockWeights pack_blocks(const Layer& layer, int offset);
-WindowWeights pack_windows(const Layer& layer, int offset);
-FourWeights pack_fours(const Layer& layer, int offset);
-ByteWindowWeights pack_byte_windows(const Layer& layer, int offset);
+void pair_blocks(BlockWeights& weights, int offset);
+WindowWeights pack_windows(const Layer& layer, const Windows& windows);
+FourWeights pack_fours(const Layer& layer, int offset, bool pairs);
+ByteWindowWeights pack_byte_windows(const Layer& layer, const Windows& windows);
 MaskWeights pack_masks(const Layer& layer);
 
 }  // namespace slim

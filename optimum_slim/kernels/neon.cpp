@@ -16,6 +16,7 @@ struct Neon {
   static constexpr int kRows = 4;
   static constexpr int kGroupedRows = 2;
   static constexpr int kPanels = 1;
+  static constexpr int kQuadBytes = 4;
   static constexpr int kSums = 4;
 
   struct Sums {
@@ -59,7 +60,8 @@ struct Neon {
 }  // namespace
 
 extern const Products kNeon;
-const Products kNeon{"neon",      Neon::kOffset, Neon::kSums, quantize_rows<Plainly>, pack_tile_plainly,
-                     dense<Neon>, blocks<Neon>, attend<4>, residual_norm<4>};
+const Products kNeon{"neon",    Neon::kOffset,          Neon::kSums,       false,       kLookUp,
+                     kLimits,   quantize_rows<Plainly>, pack_tile_plainly, dense<Neon>, blocks<Neon>,
+                     attend<4>, residual_norm<4>};
 
 }  // namespace slim

@@ -1,15 +1,14 @@
 // Packs layers of single weights: fours for many rows, byte windows for few, masks where about half are kept.
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 #include "layouts.h"
 
 namespace slim {
 namespace {
-
-constexpr int kWindow = 128;
-constexpr int kWindowUnit = 64;
 
 struct OutputWeights {
   std::vector<uint16_t> inputs;
@@ -41,7 +40,7 @@ int32_t correction_of(const OutputWeights& output, int offset) {
 }
 
 // One step of a panel: every lane takes up to four weights from the window in which the slowest lane stands.
-bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size_t, kPanel>& at,
+bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size_t, kPanel>& at, const Windows& windows,
                  ByteWindowWeights& packed) {
   int first = -1;
   for (int lane = 0; lane < kPanel; ++lane)
@@ -50,12 +49,12 @@ bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size
       first = first < 0 ? input : std::min(first, input);
     }
   if (first < 0) return false;
-  first = first / kWindowUnit * kWindowUnit;
+  first = first / windows.byte_unit * windows.byte_unit;
   packed.windows.push_back(static_cast<uint16_t>(first));
   for (int lane = 0; lane < kPanel; ++lane) {
     const OutputWeights& output = lanes[lane];
     for (int i = 0; i < 4; ++i) {
-      const bool takes = at[lane] < output.inputs.size() && output.inputs[at[lane]] < first + kWindow;
+      const bool takes = at[lane] < output.inputs.size() && output.inputs[at[lane]] < first + windows.bytes;
       packed.indices.push_back(takes ? static_cast<uint8_t>(output.inputs[at[lane]] - first) : 0);
       packed.weights.push_back(takes ? output.weights[at[lane]] : 0);
       at[lane] += takes;
@@ -64,15 +63,49 @@ bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size
   return true;
 }
 
+// Sorted by counting.
+std::vector<size_t> ascending_order(const std::vector<int8_t>& weights) {
+  std::array<size_t, 257> at{};
+  for (int8_t weight : weights) ++at[weight + 129];
+  std::partial_sum(at.begin(), at.end(), at.begin());
+  std::vector<size_t> order(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i) order[at[weights[i] + 128]++] = i;
+  return order;
+}
+
+// The same weights by twos whose products with unsigned activations fit in 16 bits together: one below 0 and one above,
+// a large one and a small one, or one alone with a zero.
+OutputWeights paired(const OutputWeights& output) {
+  constexpr int kMost = 32767 / 255;
+  const std::vector<size_t> ascending = ascending_order(output.weights);
+  OutputWeights result;
+  const auto take = [&](size_t i, bool alone) {
+    result.inputs.push_back(output.inputs[i]);
+    result.weights.push_back(output.weights[i]);
+    if (!alone) return;
+    result.inputs.push_back(output.inputs[i]);
+    result.weights.push_back(0);
+  };
+  auto low = ascending.begin(), high = ascending.end();
+  while (low < high) {
+    const int lowest = output.weights[*low], highest = output.weights[high[-1]], sum = lowest + highest;
+    const bool fit = high - low > 1 && ((lowest < 0) != (highest < 0) || std::abs(sum) <= kMost);
+    if (fit || sum < 0) take(*low++, !fit);
+    if (fit || sum >= 0) take(*--high, !fit);
+  }
+  return result;
+}
+
 }  // namespace
 
-FourWeights pack_fours(const Layer& layer, int offset) {
+FourWeights pack_fours(const Layer& layer, int offset, bool pairs) {
   FourWeights packed{round_up(layer.inputs, 4) / 4, {}, {}, {}, {}};
   const int64_t padded = round_up(layer.outputs, kPanel);
   packed.start.assign(padded + 1, 0);
   packed.initial.assign(padded, 0);
   for_each_output(layer, [&](int64_t n, OutputWeights& output) {
     packed.initial[n] = correction_of(output, offset);
+    if (pairs) output = paired(output);
     output.inputs.resize(round_up(output.inputs.size(), 4), 0);
     output.weights.resize(output.inputs.size(), 0);
     packed.inputs.insert(packed.inputs.end(), output.inputs.begin(), output.inputs.end());
@@ -87,18 +120,18 @@ FourWeights pack_fours(const Layer& layer, int offset) {
   return packed;
 }
 
-ByteWindowWeights pack_byte_windows(const Layer& layer, int offset) {
+ByteWindowWeights pack_byte_windows(const Layer& layer, const Windows& windows) {
   ByteWindowWeights packed;
   packed.initial.assign(round_up(layer.outputs, kPanel), 0);
   packed.start.push_back(0);
   std::array<OutputWeights, kPanel> lanes;
   for_each_output(layer, [&](int64_t n, OutputWeights& output) {
-    packed.initial[n] = correction_of(output, offset);
+    packed.initial[n] = correction_of(output, windows.offset);
     lanes[n % kPanel] = output;
     if (n % kPanel != kPanel - 1 && n != layer.outputs - 1) return;
     for (int lane = n % kPanel + 1; lane < kPanel; ++lane) lanes[lane] = {};
     std::array<size_t, kPanel> at{};
-    while (append_step(lanes, at, packed)) {
+    while (append_step(lanes, at, windows, packed)) {
     }
     packed.start.push_back(static_cast<int64_t>(packed.windows.size()));
   });

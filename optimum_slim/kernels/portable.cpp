@@ -26,6 +26,7 @@ struct Portable {
   static constexpr int kRows = 2;
   static constexpr int kGroupedRows = 1;
   static constexpr int kPanels = 1;
+  static constexpr int kQuadBytes = 4;
   static constexpr int kSums = 4;
 
   struct Sums {
@@ -75,7 +76,8 @@ struct Portable {
 }  // namespace
 
 extern const Products kPortable;
-const Products kPortable{"portable",        Portable::kOffset, Portable::kSums, quantize_rows<Plainly>,
-                         pack_tile_plainly, dense<Portable>,   blocks<Portable>,   attend<4>, residual_norm<4>};
+const Products kPortable{"portable", Portable::kOffset,      Portable::kSums,   false,           kLookUp,
+                         kLimits,    quantize_rows<Plainly>, pack_tile_plainly, dense<Portable>, blocks<Portable>,
+                         attend<4>,  residual_norm<4>};
 
 }  // namespace slim

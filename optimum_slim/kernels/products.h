@@ -1,6 +1,8 @@
 // What an instruction set must provide. Each fills this table in its own file, compiled with its own flags.
 #pragma once
 
+#include <limits>
+
 #include "layouts.h"
 
 namespace slim {
@@ -27,10 +29,31 @@ struct Norm {
   float* output;
 };
 
+// Which design is faster when, measured unless said otherwise.
+struct Limits {
+  // The most rows for which outputs go in lanes; above, rows do.
+  int64_t block_rows[3];   // of blocks of 1, 2 and 4 outputs
+  int64_t dense_rows;      // of dense layers; if there is a most, their weights are packed in both ways
+  int64_t single_rows[2];  // of single weights, where hardly any and where all are kept
+
+  bool split_rest;  // whether rows that fill no tile wait for the tiles, then go by smaller ones or in the other way
+
+  double singles;      // the largest share of kept weights that go as single ones; above, the dense product is faster
+  int64_t dot_cycles;  // of a dot product of 64 bytes
+};
+
+constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
+
+constexpr Windows kLookUp{128, 32, 128, 64};
+constexpr Limits kLimits{{6, 4, 2}, kAnyRows, {40, 40}, false, 0.47, 1};
+
 struct Products {
   const char* name;
   int offset;  // of the unsigned side of a product, see layouts.h
   int sums;    // vectors of 16 sums that fit in the registers: a tile's vectors times a block's outputs
+  bool pairs;  // whether `blocks` and `fours` take weights by twos whose products fit in 16 bits together
+  Windows look_up;
+  Limits limits;
 
   // Quantizes `rows` rows of x as FORMAT.md says and adds `offset` to the values.
   void (*quantize)(const float* x, int64_t rows, int64_t inputs, int64_t groups, int offset, const QuantizedRows& to);
@@ -54,6 +77,10 @@ struct Products {
                 float* y) = {};
   void (*byte_windows)(const ByteWindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels,
                        float* y) = {};
+  // For blocks of 4 outputs, from what `blocks` takes; rows have offset 0.
+  void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
+  // Makes the rows that `dense` takes, of twice the stride; null where it takes them as they are.
+  void (*widen)(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) = {};
   void (*masked)(const MaskWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Writes panels in the dense layout, with the offset.
   void (*expand)(const MaskWeights&, Range panels, uint8_t* to) = {};

@@ -2,6 +2,7 @@
 #include "slim_linear.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace slim {
 namespace {
@@ -12,15 +13,10 @@ constexpr int64_t kRowsAtOnce = 512;
 // A window of activations read from a row's last quad ends this far behind it.
 constexpr int64_t kWindowBytes = 128;
 
-// Up to this many rows outputs go in lanes, above rows do: sooner where outputs share blocks.
-int64_t most_window_rows(const BlockWeights& blocks) { return blocks.outputs == 1 ? 6 : 8 / blocks.outputs; }
-constexpr int64_t kMostByteWindowRows = 40;
-
 // Up to this many rows the weights behind a mask are expanded for each eight of them, above once for all.
 constexpr int64_t kMostMaskedRows = 16;
 
-// Above these shares of kept weights the dense product is faster.
-constexpr double kMostSingles = 0.47;
+// Above this share of kept weights the dense product is faster.
 constexpr double kMostMasked = 0.85;
 
 // Work is measured in cycles, roughly. Waking a thread takes some 20 microseconds: below this, one does it sooner.
@@ -36,8 +32,8 @@ int64_t tasks_for(int64_t cycles) {
   return std::min(cycles / kCyclesOfTask, kMostTasks);
 }
 
-// A dot product of 64 bytes of weights with each of some rows: the weights come from a cache that is two cycles away.
-int64_t cycles_of(int64_t dots, int64_t rows) { return dots * (rows + 2); }
+// Of dot products of 64 bytes of weights with each of some rows: the weights come from a cache that is two cycles away.
+int64_t cycles_of(int64_t dots, int64_t rows, const Limits& limits) { return dots * (limits.dot_cycles * rows + 2); }
 
 // Quantizing and packing take about half a cycle a value.
 int64_t packing_cycles(int64_t rows, int64_t inputs) { return rows * inputs / 2; }
@@ -67,30 +63,46 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   const double density = static_cast<double>(kept_) / (static_cast<double>(layer.inputs) * layer.outputs);
   const bool sparse = layer.pattern != Pattern::kDense, grouped = layer.groups > 1;
   const bool singles = layer.block_inputs == 1;
-  if (sparse && !grouped && !singles) {
+  const Limits& limits = products.limits;
+  if (!singles && !grouped && (sparse || limits.dense_rows < kAnyRows)) {
+    few_rows_ = sparse ? limits.block_rows[layer.block_outputs / 2] : limits.dense_rows;
     blocks_ = pack_blocks(layer, products.offset);
-    if (products.windows) windows_ = pack_windows(layer, products.offset);
-  } else if (sparse && !grouped && products.byte_windows && density <= kMostSingles) {
-    byte_windows_ = pack_byte_windows(layer, products.offset);
-    fours_ = pack_fours(layer, products.offset);
+    if (products.pairs) pair_blocks(*blocks_, products.offset);
+    lanes_ = sparse && products.lanes && layer.block_outputs == 4;
+    if (sparse && products.windows && !lanes_) windows_ = pack_windows(layer, products.look_up);
+  } else if (sparse && !grouped && products.byte_windows && density <= limits.singles) {
+    few_rows_ = limits.single_rows[0] + std::llround(density * (limits.single_rows[1] - limits.single_rows[0]));
+    byte_windows_ = pack_byte_windows(layer, products.look_up);
+    fours_ = pack_fours(layer, products.offset, products.pairs);
   } else if (sparse && products.masked && density <= kMostMasked) {
     masks_ = pack_masks(layer);
   }
-  if (!windows_ && !byte_windows_ && !masks_) dense_ = pack_dense(layer, products.offset);
+  if (!lanes_ && !windows_ && !byte_windows_ && !masks_) dense_ = pack_dense(layer, products.offset);
 }
 
 void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
-  for (int64_t first = 0; first < rows; first += kRowsAtOnce) {
-    const int64_t count = std::min(kRowsAtOnce, rows - first);
+  int64_t count;
+  for (int64_t first = 0; first < rows; first += count) {
+    count = std::min(kRowsAtOnce, rows - first);
     const float* from = x + first * inputs_;
     float* to = y + first * outputs();
-    if ((blocks_ && count > most_window_rows(*blocks_)) || (fours_ && count > kMostByteWindowRows))
+    if ((blocks_ || fours_) && count > few_rows_) {
+      const int64_t tile = kPanel * tile_vectors(count);
+      if (products_.limits.split_rest && count > tile) count -= count % tile;
       run_tiles(from, to, count, parallel);
-    else if (masks_ && count > kMostMaskedRows)
+    } else if (masks_ && count > kMostMaskedRows) {
       run_expanded(from, to, count, parallel);
-    else
+    } else {
       run_rows(from, to, count, parallel);
+    }
   }
+}
+
+// Vectors of 16 rows that a tile has.
+int SlimLinear::tile_vectors(int64_t rows) const {
+  if (fours_) return 4;
+  const int64_t most_of_two = products_.limits.split_rest ? 48 : 32;
+  return std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= most_of_two ? 2 : 4);
 }
 
 // The memory of one call: values, scales and sums of quantized rows.
@@ -103,18 +115,28 @@ QuantizedRows SlimLinear::quantized_rows(int64_t rows) const {
 
 // Outputs in lanes: every task takes all rows and some panels.
 void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
-  const QuantizedRows quantized = quantized_rows(rows);
-  const int offset = windows_ || byte_windows_ ? products_.offset : 0;  // else the weights carry it
+  thread_local Scratch widened;
+  QuantizedRows quantized = quantized_rows(rows);
+  const int offset = windows_ || byte_windows_ ? products_.look_up.offset : 0;  // else the weights carry it
   products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
+  if (dense_ && products_.widen) {
+    uint8_t* const values = widened.take<uint8_t>(rows * 2 * quantized.stride);
+    products_.widen(quantized, rows, quads_, values);
+    quantized.values = values;
+    quantized.stride *= 2;
+  }
 
   const Range panels = panels_of(epilogue_), all{0, rows};
   int64_t dots = panels.end * quads_;
+  if (lanes_) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
   if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
-  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows)), panels.end);
+  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows, products_.limits)), panels.end);
   parallel(tasks, [&](int64_t task) {
     const Range mine = part(panels, task, tasks);
-    if (windows_)
+    if (lanes_)
+      products_.lanes(*blocks_, epilogue_, quantized, all, mine, y);
+    else if (windows_)
       products_.windows(*windows_, epilogue_, quantized, all, mine, y);
     else if (byte_windows_)
       products_.byte_windows(*byte_windows_, epilogue_, quantized, all, mine, y);
@@ -133,7 +155,7 @@ void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Para
   products_.quantize(x, rows, inputs_, epilogue_.groups, 0, quantized);
 
   const Range panels = panels_of(epilogue_);
-  const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows)), panels.end);
+  const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows, products_.limits)), panels.end);
   const int64_t bytes = kPanelsAtOnce * quads_ * 64;
   uint8_t* const expanded = scratch.take<uint8_t>(tasks * bytes);
   parallel(tasks, [&](int64_t task) {
@@ -150,8 +172,7 @@ void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Para
 // Rows in lanes: tiles of rows are packed first, then every task takes one tile and some panels.
 void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
   thread_local Scratch scratch;
-  int vectors = 4;
-  if (!fours_) vectors = std::min(products_.sums / blocks_->outputs, rows <= 16 ? 1 : rows <= 32 ? 2 : 4);
+  const int vectors = tile_vectors(rows);
   const int64_t rows_of_tile = kPanel * vectors;
   const int64_t tiles = round_up(rows, rows_of_tile) / rows_of_tile;
   const QuantizedRows quantized = quantized_rows(rows);
@@ -175,7 +196,8 @@ void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Paralle
   };
 
   const Range panels = panels_of(epilogue_);
-  const int64_t wanted = tasks_for(kept_ / 4 * tiles * vectors + packing_cycles(rows, inputs_));
+  const int64_t dots = kept_ / 4 * tiles * vectors;
+  const int64_t wanted = tasks_for(dots * products_.limits.dot_cycles + packing_cycles(rows, inputs_));
   if (wanted == 1) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       pack_tile(tile);

@@ -22,19 +22,22 @@ class SlimLinear {
   void run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
   void run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
   void run_expanded(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
+  int tile_vectors(int64_t rows) const;
   QuantizedRows quantized_rows(int64_t rows) const;
 
   const Products& products_;
   int64_t inputs_;
   int64_t quads_;
   Epilogue epilogue_;
-  int64_t kept_ = 0;  // weights
+  int64_t kept_ = 0;      // weights
+  int64_t few_rows_ = 0;  // up to this many, outputs go in lanes
 
-  // At most one of these for few rows..
-  std::optional<DenseWeights> dense_;  // ..or for any number
+  // One of these for few rows, or for any number..
+  std::optional<DenseWeights> dense_;
   std::optional<WindowWeights> windows_;
   std::optional<ByteWindowWeights> byte_windows_;
-  std::optional<MaskWeights> masks_;  // likewise
+  std::optional<MaskWeights> masks_;
+  bool lanes_ = false;  // by the blocks
   // ..and one of these for many.
   std::optional<BlockWeights> blocks_;
   std::optional<FourWeights> fours_;

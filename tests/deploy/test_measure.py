@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from optimum_slim.deploy import measure
@@ -55,6 +56,13 @@ def test_what_is_measured_has_the_zeros_that_were_asked_for(pattern):
     point = Point("SlimLinear", 64, 96, 4, 1, pattern, 0.5)
     stored = {tensor.name: tensor for tensor in measure.one_linear(point).graph.initializer}
     assert math.prod(stored["values"].dims) == pytest.approx(64 * 96 / 2, rel=0.15)
+
+
+@pytest.mark.parametrize("pattern", ["dense", "unstructured", "2:4", "4x4"])
+def test_random_weights_look_like_those_of_a_quantized_layer(pattern):
+    magnitude = np.abs(measure.random_weight(np.random.default_rng(0), 400, 100, pattern, 0.5).astype(int))
+    assert (magnitude.max(axis=1) == 127).all()
+    assert np.median(magnitude[magnitude > 0]) < 40
 
 
 def test_settings_and_earlier_decisions_come_first(sparse):

@@ -11,7 +11,7 @@ from optimum_slim.kernels.pattern import PATTERNS
 from tests.kernels.layers import expected, random_layer, random_rows, run, session, slim_model
 
 ISAS = ["avx512vnni", "avxvnni", "avx2", "neon", "portable"]
-ROWS = [0, 1, 2, 5, 16, 17, 33, 128, 129]
+ROWS = [0, 1, 2, 3, 5, 16, 17, 33, 90, 128, 129]
 SHAPES = [(1, 1), (16, 16), (17, 5), (48, 67), (130, 300)]
 ACTIVATIONS = {
     "Relu": torch.relu,
@@ -76,6 +76,21 @@ def test_the_largest_sums_do_not_saturate(pattern):
         for count in (1, 70):
             x = np.full((count, layer.k), sign, np.float32)
             np.testing.assert_array_equal(of_layer.run(None, {"x": x})[0], expected(layer, x))
+
+
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("magnitude", [1, 32, 33, 64, 65, 127])
+def test_sums_at_the_edge_of_16_bits_are_exact(pattern, magnitude):
+    """2 or 4 weights of one sign times 255 just fit, or just do not, and those of mixed signs fit or not as a whole."""
+    layer = random_layer(36, 1003, pattern)
+    positive = np.random.default_rng(2).random(layer.weight.shape) < np.linspace(0, 1, layer.n)[:, None]
+    layer.weight[:] = np.where(positive, magnitude, -magnitude - (magnitude == 127)) * (layer.weight != 0)
+    of_layer = session(slim_model(layer, functions=False))
+    signs = np.sign(layer.weight).astype(np.float32)
+    for x in (np.concatenate([signs, -signs]), signs[:7], -signs[-7:]):
+        x = np.where(x == 0, 1, x)  # one row for each output, which its weights agree with or oppose
+        np.testing.assert_array_equal(of_layer.run(None, {"x": x})[0], expected(layer, x))
 
 
 @pytest.mark.usefixtures("each_isa")

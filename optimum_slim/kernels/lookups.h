@@ -1,0 +1,82 @@
+// Products with kept quads or single weights for few rows, by 256-bit vectors: outputs in lanes, each looks its
+// activations up in a window of a row, as in windows.h. Such a window is one vector:
+//
+//   quads:          8 quads, one of them for each output
+//   single weights: 16 inputs, any four of them for each output
+//
+// Activations are signed here, as in lanes.h.
+#pragma once
+
+#include "avx2.h"
+#include "epilogue.h"
+#include "products.h"
+
+namespace slim {
+namespace {
+
+constexpr Windows kYmmLookUp{0, 8, 16, 1};
+
+struct QuadWindow {
+  using Weights = WindowWeights;
+  static constexpr int kUnit = 4;
+
+  static __m256i load(const uint8_t* window) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(window)); }
+  static __m256i load_indices(const WindowWeights& weights, int64_t step, int half) {
+    const uint8_t* from = &weights.indices[step * kPanel + half * 8];
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+  }
+  static __m256i look_up(__m256i window, __m256i indices) { return _mm256_permutevar8x32_epi32(window, indices); }
+};
+
+struct ByteWindow {
+  using Weights = ByteWindowWeights;
+  static constexpr int kUnit = 1;
+
+  static __m256i load(const uint8_t* window) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(window)));
+  }
+  static __m256i load_indices(const ByteWindowWeights& weights, int64_t step, int half) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(&weights.indices[step * 64 + half * 32]));
+  }
+  static __m256i look_up(__m256i window, __m256i indices) { return _mm256_shuffle_epi8(window, indices); }
+};
+
+template <class Isa, class Window, int kRows>
+void look_up_rows(const typename Window::Weights& weights, const Epilogue& epilogue, const QuantizedRows& x,
+                  int64_t row, Range panels, float* y) {
+  const uint8_t* values = x.values + row * x.stride;
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    typename Isa::Sums sums[kRows];
+    for (int r = 0; r < kRows; ++r) sums[r] = Isa::load_sums(&weights.initial[panel * kPanel]);
+    const int64_t end = weights.start[panel + 1];
+    for (int64_t step = weights.start[panel]; step < end; ++step) {
+      const uint8_t* at = values + weights.windows[step] * Window::kUnit;
+      const auto* w = reinterpret_cast<const __m256i*>(weights.weights.data()) + step * 2;
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m256i own = _mm256_load_si256(w + half), magnitudes = _mm256_abs_epi8(own);
+        const __m256i indices = Window::load_indices(weights, step, half);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i found = Window::look_up(Window::load(at + r * x.stride), indices);
+          sums[r].half[half] = Isa::add_products(sums[r].half[half], magnitudes, _mm256_sign_epi8(found, own));
+        }
+      }
+    }
+    alignas(64) int32_t buffer[kRows * kPanel];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) Isa::store(buffer + r * kPanel, sums[r]);
+    store_panel<Isa::kFloatLanes>(buffer, x.scales + row, kRows, epilogue, panel, y + row * epilogue.outputs);
+  }
+}
+
+template <class Isa, class Window, int kRows = 4>
+void look_up(const typename Window::Weights& weights, const Epilogue& epilogue, const QuantizedRows& x, Range rows,
+             Range panels, float* y) {
+  int64_t row = rows.begin;
+  for (; row + kRows <= rows.end; row += kRows) look_up_rows<Isa, Window, kRows>(weights, epilogue, x, row, panels, y);
+  if constexpr (kRows > 1) look_up<Isa, Window, kRows - 1>(weights, epilogue, x, {row, rows.end}, panels, y);
+}
+
+}  // namespace
+}  // namespace slim
