@@ -138,6 +138,11 @@ void pair_blocks(BlockWeights& weights, int offset) {
       }
     }
     for (const Waiting& left : waiting) single.push_back(left.block);
+    // A row of small blocks is too short for one more loop, whose end the CPU cannot foresee.
+    if (outputs == 1) {
+      other.insert(other.end(), single.begin(), single.end());
+      single.clear();
+    }
     weights.pairs.push_back(static_cast<int32_t>(paired.size() / 2));
     weights.singles.push_back(static_cast<int32_t>(single.size()));
     for (const auto* blocks : {&paired, &single})
