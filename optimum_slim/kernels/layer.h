@@ -17,7 +17,7 @@ struct Layer {
   int64_t inputs = 0;   // K
   int64_t outputs = 0;  // N
   Pattern pattern = Pattern::kDense;
-  int block_inputs = 1;  // dense: all inputs
+  int block_inputs = 1;  // 4 x 4 when dense, too
   int block_outputs = 1;
   int64_t groups = 1;  // G: each has its own scale of the activations and of the weights
   Activation activation = Activation::kNone;

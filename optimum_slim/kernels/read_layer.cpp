@@ -176,15 +176,18 @@ void for_each_place(int64_t kept, int64_t blocks, int longest, Gap&& gap, Visit&
          "to end at most " + std::to_string(longest) + " before the last");
 }
 
-// A block is an output with all of its inputs.
+// Cut into blocks of 4 x 4, over the edge filled up with zeros.
 void read_dense(const Initializers& of, Layer& layer) {
   of.gaps(0);
   const uint8_t* values = of.values({layer.outputs, layer.inputs});
-  layer.block_inputs = static_cast<int>(layer.inputs);
-  layer.mask.assign((layer.outputs + 7) / 8, 0);
-  for (int64_t output = 0; output < layer.outputs; ++output) layer.keep(output);
-  layer.values.resize(layer.outputs * layer.inputs);
-  std::transform(values, values + layer.values.size(), layer.values.begin(), weight_of);
+  layer.block_inputs = layer.block_outputs = 4;
+  const int64_t columns = layer.block_columns(), blocks = layer.block_rows() * columns;
+  layer.mask.assign((blocks + 7) / 8, 0);
+  for (int64_t block = 0; block < blocks; ++block) layer.keep(block);
+  layer.values.assign(blocks * 16, 0);
+  for (int64_t n = 0; n < layer.outputs; ++n)
+    for (int64_t k = 0; k < layer.inputs; ++k)
+      layer.values[((n / 4 * columns + k / 4) * 4 + n % 4) * 4 + k % 4] = weight_of(*values++);
 }
 
 void read_blocks(const Initializers& of, Layer& layer) {
