@@ -79,7 +79,7 @@ def _inverse_root(weight: Tensor, hessian: Tensor, damp: float) -> Tensor:
     dead = diagonal == 0
     diagonal[dead] = 1
     weight[:, dead] = 0
-    diagonal += damp * diagonal.mean()
+    diagonal += damp * hessian.diag().mean()  # of a copy in one piece: summed in the order of the published code
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
 
