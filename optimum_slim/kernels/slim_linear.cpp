@@ -2,7 +2,10 @@
 #include "slim_linear.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
+#include <thread>
 
 namespace slim {
 namespace {
@@ -23,9 +26,6 @@ constexpr double kMostMasked = 0.85;
 constexpr int64_t kCyclesWorthSplitting = 250000;
 constexpr int64_t kCyclesOfTask = 60000;
 constexpr int64_t kMostTasks = 16;
-
-// Where the work is split, the threads are awake for what comes before it.
-constexpr int64_t kPackingWorthSplitting = 60000;
 
 int64_t tasks_for(int64_t cycles) {
   if (cycles < kCyclesWorthSplitting) return 1;
@@ -169,7 +169,7 @@ void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Para
   });
 }
 
-// Rows in lanes: tiles of rows are packed first, then every task takes one tile and some panels.
+// Rows in lanes: every task takes one tile of rows and some panels. Whoever comes to a tile first packs it.
 void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
   thread_local Scratch scratch;
   const int vectors = tile_vectors(rows);
@@ -206,11 +206,18 @@ void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Paralle
     return;
   }
   const int64_t parts = std::clamp<int64_t>(wanted / tiles, 1, panels.end);
-  if (packing_cycles(rows, inputs_) >= kPackingWorthSplitting)
-    parallel(tiles, pack_tile);
-  else
-    for (int64_t tile = 0; tile < tiles; ++tile) pack_tile(tile);
-  parallel(tiles * parts, [&](int64_t task) { multiply(task / parts, part(panels, task % parts, parts)); });
+  enum : int { kMissing, kInWork, kPacked };
+  std::array<std::atomic<int>, kRowsAtOnce / kPanel> states{};
+  parallel(tiles * parts, [&](int64_t task) {
+    const int64_t tile = task / parts;
+    int seen = kMissing;
+    if (states[tile].compare_exchange_strong(seen, kInWork)) {
+      pack_tile(tile);
+      states[tile].store(kPacked, std::memory_order_release);
+    }
+    while (states[tile].load(std::memory_order_acquire) != kPacked) std::this_thread::yield();
+    multiply(tile, part(panels, task % parts, parts));
+  });
 }
 
 }  // namespace slim
