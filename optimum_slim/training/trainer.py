@@ -98,6 +98,9 @@ class SlimTrainer(Trainer):
                 taught = self.teacher(**unlabelled, **self.wanted)
         terms = [one.loss(student, taught, inputs) for one in self.trained]
         loss = sum((term for term in terms if term is not None), self.labels * student.loss if self.labels else 0.0)
+        if self.accelerator.num_processes > 1:
+            # Processes wait for each other's gradients of all that the outputs stand on; a loss may read none of them.
+            loss = loss + 0 * student[0].mean()
         return (loss, student) if return_outputs else loss
 
 

@@ -35,7 +35,8 @@ def settings_of(model):
 
 def learn(technique, student, teacher, folder, **settings):
     supplies = supplies_for(student, folder) | {"teacher": teacher}
-    train = Train(max_steps=2, batch_size=8, warmup=0.0, weight_decay=0.0, with_=(technique,), **settings)
+    settings = {"max_steps": 2, "batch_size": 8, "warmup": 0.0, "weight_decay": 0.0} | settings
+    train = Train(with_=(technique,), **settings)
     assert not list(technique.refusals(student.config, teacher.config))
     train.apply(student, **{name: supplies[name] for name in train.asks()})
 
@@ -67,6 +68,20 @@ def test_mixed_precision_learns_too_and_nothing_is_left(way, tmp_path):
     assert not same(before, all_answers(student))
     assert all(torch.isfinite(one).all() for one in all_answers(student))
     check_plain(student, kinds, trains)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_student_comes_closer_to_its_teacher(way, tmp_path, monkeypatch):
+    technique, losses = WAYS[way], []
+    loss = type(technique).loss
+
+    def noted(*arguments):
+        losses.append(loss(*arguments))
+        return losses[-1]
+
+    monkeypatch.setattr(type(technique), "loss", noted)
+    learn(technique, tiny("bert"), larger("bert"), tmp_path, max_steps=40, learning_rate=3e-3)
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
 class BreaksDown(DistillAttentions):
