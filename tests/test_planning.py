@@ -101,6 +101,7 @@ def test_every_shipped_recipe_plans_on_a_model_of_its_kind(tmp_path, name):
 
 
 TRAIN = {"train": {"labels": 1, "with": ["distill.logits"]}}
+RELATE_12_HEADS = {"train": {"with": [{"distill.relations": {"heads": 12}}]}}
 FOLLOW_LAYER_9 = {"train": {"with": [{"distill.hidden_states": {"layers": {1: 9}}}]}}
 LONG = {"precision": "fp32", "target": {"tokens": [8, 128]}}
 LONGER = {"precision": "fp32", "target": {"tokens": [8, 129]}}
@@ -131,6 +132,7 @@ REFUSED = {
     "a target longer than positions": ("bert", None, {"deploy": LONGER}, "deploy.target.tokens: 129 is more than the"),
     "no position for the token after": ("gpt2", None, {"deploy": LONG}, "deploy.target.tokens: "),
     "a teacher of other words": ("bert", REVIEWS, {"teacher": "gpt2 of 200 words", "steps": [TRAIN]}, "teacher: "),
+    "vectors that heads do not divide": ("bert", REVIEWS, {"steps": [RELATE_12_HEADS]}, "heads: 12 relation heads do"),
     "a teacher without the layer": ("bert", REVIEWS, {"steps": [FOLLOW_LAYER_9]}, "layers: "),
 }
 

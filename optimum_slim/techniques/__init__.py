@@ -17,6 +17,8 @@ BUILT_IN: dict[str, str] = {
     "train": "Train",
     "distill.logits": "DistillLogits",
     "distill.hidden_states": "DistillHiddenStates",
+    "distill.relations": "DistillRelations",
+    "distill.attentions": "DistillAttentions",
 }
 
 ENTRY_POINTS = "optimum_slim.techniques"

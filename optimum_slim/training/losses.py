@@ -42,9 +42,66 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return difference.square().sum() / size.square().sum()
 
 
+def relation_loss(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """KL(teacher || student) of self-attention relations: how alike the vectors of a text's tokens are to each other,
+    softmax(A A^T / sqrt(d)) in each relation head of d values (MiniLM, arXiv:2002.10957, eq. 6 and 7, there of values;
+    MiniLMv2, arXiv:2012.15828, section 3.1). Averaged over texts, relation heads and a text's tokens.
+
+    Args:
+        student, teacher: queries, keys or values [batch, tokens, width], each of its own width.
+        heads: relation heads; divides both widths.
+        mask: [batch, tokens], 1 where a token is real: others neither count nor get a share.
+    """
+    ours, theirs = _log_relations(student, heads, mask), _log_relations(teacher, heads, mask)
+    return _mean_of_texts(F.kl_div(ours, theirs, log_target=True, reduction="none").sum(-1), mask)
+
+
+def attention_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of attention probabilities over pairs of real tokens (after TinyBERT, arXiv:1909.10351, eq. 7,
+    which compares them before the softmax).
+
+    Args:
+        student, teacher: [batch, heads, tokens, tokens]. mask: [batch, tokens].
+    """
+    squares = (student.float() - teacher.float()).square()
+    real = mask.bool()
+    return masked_mean(squares, (real[:, None, :, None] & real[:, None, None, :]).expand_as(squares))
+
+
+def attention_divergence(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """KL(teacher || student) of attention probabilities, averaged over texts, heads and a text's tokens (MiniLM,
+    arXiv:2002.10957, eq. 5).
+
+    Args:
+        student, teacher: [batch, heads, tokens, tokens], rows that sum to 1; padding has no share.
+        mask: [batch, tokens].
+    """
+    # A probability may have vanished where the teacher's has not; what 1 / p makes of it must stay finite, too.
+    log_student = student.float().clamp(min=1e-20).log()
+    return _mean_of_texts(F.kl_div(log_student, teacher.float(), reduction="none").sum(-1), mask)
+
+
 def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     """The mean of the values that a mask of the same shape keeps; of all without one."""
     if mask is None:
         return rows.mean()
     weights = mask.to(rows)
     return (rows * weights).sum() / weights.sum()
+
+
+def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """Log probabilities [batch, heads, tokens, tokens] of vectors [batch, tokens, width]."""
+    split = vectors.float().unflatten(-1, (heads, -1)).transpose(1, 2)
+    scores = split @ split.mT / split.shape[-1] ** 0.5
+    if mask is not None:
+        # Not -inf: the difference of two such is no number.
+        scores = scores.masked_fill(mask[:, None, None, :] == 0, torch.finfo(scores.dtype).min)
+    return F.log_softmax(scores, dim=-1)
+
+
+def _mean_of_texts(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over texts of each text's mean over heads and real tokens; rows [batch, heads, tokens]."""
+    if mask is None:
+        return rows.mean()
+    weights = mask.to(rows)
+    return ((rows.mean(1) * weights).sum(-1) / weights.sum(-1)).mean()

@@ -4,7 +4,8 @@ techniques added up."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class SlimTrainer(Trainer):
             callbacks=[_Schedule(trained), _Saving(), _Progress()],
         )
         self.add_callback(_Zeros(model))  # after the schedule, and after the model has moved to its device
+        self.add_callback(_Beside(self))
         self.remove_callback(PrinterCallback)  # it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
@@ -63,6 +65,17 @@ class SlimTrainer(Trainer):
         self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
+
+    @property
+    def beside(self) -> list[nn.Parameter]:
+        """What learns beside the model."""
+        return [parameter for one in self.trained for parameter in one.parameters()]
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer()
+        if self.beside:
+            optimizer.add_param_group({"params": self.beside, "weight_decay": self.args.weight_decay})
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
         return LikeLengths(self.lengths, self.args.train_batch_size, self.args.seed)
@@ -85,6 +98,9 @@ class SlimTrainer(Trainer):
                 taught = self.teacher(**unlabelled, **self.wanted)
         terms = [one.loss(student, taught, inputs) for one in self.trained]
         loss = sum((term for term in terms if term is not None), self.labels * student.loss if self.labels else 0.0)
+        if self.accelerator.num_processes > 1:
+            # Processes wait for each other's gradients of all that the outputs stand on; a loss may read none of them.
+            loss = loss + 0 * student[0].mean()
         return (loss, student) if return_outputs else loss
 
 
@@ -118,6 +134,23 @@ class _Zeros(TrainerCallback):
             weight.data.masked_fill_(zeros, 0)
 
 
+class _Beside(TrainerCallback):
+    """Averages over processes, and clears, the gradients of what learns beside the model: the Trainer does so for the
+    model alone."""
+
+    def __init__(self, trainer: SlimTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for parameter in self.trainer.beside:
+            if parameter.grad is not None:
+                parameter.grad = self.trainer.accelerator.reduce(parameter.grad, "mean")
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for parameter in self.trainer.beside:
+            parameter.grad = None
+
+
 class _Saving(TrainerCallback):
     """Keeps a checkpoint every now and then. When is left to the clock: what comes out does not depend on it."""
 
@@ -148,16 +181,31 @@ class _Progress(TrainerCallback):
 def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> None:
     """Trains `model` in place, from the last checkpoint in the trainer's output `folder` if there is one."""
     last = get_last_checkpoint(folder) if folder.is_dir() else None
-    for index, one in enumerate(trainer.trained):
-        one.begin(model)
-        if last and (file := Path(last) / STATE_FILE.format(index=index)).exists():
-            one.load_state(load_file(file))
     try:
-        trainer.train(resume_from_checkpoint=last)
+        with ExitStack() as stack:
+            if "output_attentions" in trainer.wanted:
+                stack.enter_context(_shown_attentions(model, trainer.teacher))
+            for index, one in enumerate(trainer.trained):
+                one.begin(model, trainer.teacher)
+                stack.callback(one.end, model)
+                if last and (file := Path(last) / STATE_FILE.format(index=index)).exists():
+                    one.load_state(load_file(file))
+            trainer.train(resume_from_checkpoint=last)
     finally:
-        for one in trainer.trained:
-            one.end(model)
         # Mixed precision wraps `forward`; the wrapper goes with the pass.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         model.__dict__.pop("forward", None)
     model.eval()
+
+
+@contextmanager
+def _shown_attentions(*models: PreTrainedModel | None) -> Iterator[None]:
+    """Models that tell attention probabilities: they must compute them, which torch's fused attention does not."""
+    before = [(model.config, model.config._attn_implementation) for model in models if model is not None]
+    for config, _ in before:
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, chosen in before:
+            config._attn_implementation = chosen

@@ -9,9 +9,11 @@ from optimum_slim.techniques import name_of, technique_class
 from tests.contracts import check_contract, check_idle
 from tests.tiny import DECODERS, ENCODERS, FAMILIES, GROUPED, tiny, tiny_config
 
-Layers, Heads, FFN, KVHeads, Train, Logits, HiddenStates = map(
-    technique_class,
-    ("prune.layers", "prune.heads", "prune.ffn", "prune.kv_heads", "train", "distill.logits", "distill.hidden_states"),
+Layers, Heads, FFN, KVHeads, Train = map(
+    technique_class, ("prune.layers", "prune.heads", "prune.ffn", "prune.kv_heads", "train")
+)
+Logits, HiddenStates, Relations, Attentions = map(
+    technique_class, ("distill.logits", "distill.hidden_states", "distill.relations", "distill.attentions")
 )
 Magnitude, Wanda, SparseGPT = map(technique_class, ("sparsify.magnitude", "sparsify.wanda", "sparsify.sparsegpt"))
 
@@ -38,6 +40,7 @@ CASES = {
     "weights by Wanda": (Wanda(pattern="4x1", allocation="owl"), ("distilbert", "mistral")),
     "weights by SparseGPT": (SparseGPT(targets=("ffn",)), ("gpt2",)),
     "training": (learning(Logits(), HiddenStates(), labels=0.5), ("distilbert", "llama", "gpt2", "opt")),
+    "training of attention": (learning(Relations(), Attentions(), labels=0.5), ("roberta", "qwen3")),
 }
 IDLE = (
     Layers(ratio=0.0),

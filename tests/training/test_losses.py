@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from optimum_slim.training.losses import masked_mean, relative_error, soft_classes, soft_labels
+from optimum_slim.training.losses import (
+    attention_divergence,
+    attention_error,
+    masked_mean,
+    relation_loss,
+    relative_error,
+    soft_classes,
+    soft_labels,
+)
 
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
 
@@ -62,6 +72,79 @@ def test_relative_error_is_a_share_of_the_teachers_size():
     assert relative_error(student, teacher, MASK) == pytest.approx(wanted.item(), rel=1e-5)
 
 
+def relations_by_hand(vectors, heads, text, head, real):
+    """One relation head of one text: row t is the softmax of a_t . a_u / sqrt(d) over the real tokens u."""
+    size = vectors.shape[-1] // heads
+    part = vectors[text, :, head * size : (head + 1) * size].double()
+    rows = []
+    for token in real:
+        powers = [math.exp(part[token] @ part[other] / math.sqrt(size)) for other in real]
+        rows.append([power / sum(powers) for power in powers])
+    return rows
+
+
+def relation_loss_by_hand(student, teacher, heads, mask):
+    """1 / (A |x|) * the sum over heads and tokens of KL(teacher || student), averaged over texts."""
+    texts = []
+    for text in range(len(student)):
+        real = mask[text].nonzero().flatten().tolist()
+        total = 0.0
+        for head in range(heads):
+            ours, theirs = (relations_by_hand(one, heads, text, head, real) for one in (student, teacher))
+            for q_row, p_row in zip(ours, theirs, strict=True):
+                total += sum(p * math.log(p / q) for p, q in zip(p_row, q_row, strict=True))
+        texts.append(total / (heads * len(real)))
+    return sum(texts) / len(texts)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(12, 12), (12, 24), (24, 6)])
+@pytest.mark.parametrize("heads", [1, 3, 6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_relation_loss_is_the_formula_of_the_paper(ours, theirs, heads, masked):
+    student, teacher = logits(2, 5, ours, scale=1.5), logits(2, 5, theirs, seed=1, scale=1.5)
+    given = (MASK,) if masked else ()
+    wanted = relation_loss_by_hand(student, teacher, heads, MASK if masked else torch.ones(2, 5))
+    assert relation_loss(student, teacher, heads, *given).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_what_stands_at_padding_does_not_matter():
+    student, teacher = logits(2, 5, 12), logits(2, 5, 24, seed=1)
+    probabilities = [logits(2, 3, 5, 5, seed=seed).softmax(-1) for seed in (2, 3)]
+    losses = (relation_loss(student, teacher, 3, MASK), attention_error(*probabilities, MASK))
+    hidden = MASK == 0
+    for one in (student, teacher):
+        one[hidden] = 1e4
+    for one in probabilities:
+        one.masked_fill_(hidden[:, None, :, None] | hidden[:, None, None, :], 0.5)
+    assert (relation_loss(student, teacher, 3, MASK), attention_error(*probabilities, MASK)) == losses
+
+
+def test_relations_do_not_tell_turned_vectors_apart():
+    teacher = logits(2, 5, 8)
+    turn, _ = torch.linalg.qr(logits(8, 8, seed=1))
+    assert relation_loss(teacher @ turn, teacher, 1) == pytest.approx(0.0, abs=1e-5)
+    assert relation_loss(teacher @ turn, teacher, 4) > 1e-2
+
+
+def test_the_attention_error_is_the_mean_square_over_pairs_of_real_tokens():
+    student, teacher = (logits(2, 3, 5, 5, seed=seed).softmax(-1) for seed in (0, 1))
+    assert attention_error(student, teacher, torch.ones(2, 5)).item() == pytest.approx(
+        torch.nn.functional.mse_loss(student, teacher).item(), rel=1e-5
+    )
+    squares = (student - teacher).square()
+    wanted = (squares[0, :, :4, :4].sum() + squares[1, :, :2, :2].sum()) / (3 * (16 + 4))
+    assert attention_error(student, teacher, MASK) == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_the_attention_divergence_is_a_mean_over_texts_heads_and_real_tokens():
+    scores = [logits(2, 3, 5, 5, seed=seed) for seed in (0, 1)]
+    scores = [one.masked_fill(MASK[:, None, None, :] == 0, -torch.inf) for one in scores]
+    student, teacher = (one.softmax(-1) for one in scores)
+    rows = torch.xlogy(teacher, teacher / student.clamp(min=1e-9)).sum(-1)
+    wanted = (rows[0, :, :4].mean() + rows[1, :, :2].mean()) / 2
+    assert attention_divergence(student, teacher, MASK) == pytest.approx(wanted.item(), rel=1e-4)
+
+
 def test_the_masked_mean_is_of_what_the_mask_keeps():
     values = torch.arange(10.0).view(2, 5)
     assert masked_mean(values, None) == 4.5
@@ -73,6 +156,10 @@ LOSSES = {
     "soft classes of tokens": lambda student, teacher: soft_classes(student, teacher, 2.0, torch.ones(6)),
     "soft labels": lambda student, teacher: soft_labels(student, teacher, 2.0),
     "relative error": lambda student, teacher: relative_error(student[None], teacher[None], torch.ones(1, 6)),
+    "relations": lambda student, teacher: relation_loss(student[None], teacher[None], 2),
+    "relations of real tokens": lambda student, teacher: relation_loss(
+        student[None], teacher[None], 2, torch.tensor([[1, 1, 1, 1, 0, 0]])
+    ),
 }
 
 

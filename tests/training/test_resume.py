@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from optimum_slim.techniques.distill.attentions import DistillAttentions
+from optimum_slim.techniques.distill.hidden_states import DistillHiddenStates
 from optimum_slim.techniques.distill.logits import DistillLogits
+from optimum_slim.techniques.distill.relations import DistillRelations
 from optimum_slim.techniques.train import Train
 from optimum_slim.training import trainer
 from optimum_slim.training.trainer import TrainingData
@@ -23,10 +26,18 @@ def data():
     return TrainingData([{"input_ids": row, "attention_mask": [1] * 12} for row in ids.tolist()], collate)
 
 
-def trained(data, workdir, stop_after=None, monkeypatch=None):
+WAYS = {
+    "logits": ((DistillLogits(),), 64),
+    "a learned projection": ((DistillHiddenStates(),), 96),
+    "all at once": ((DistillLogits(), DistillHiddenStates(), DistillRelations(), DistillAttentions()), 96),
+}
+
+
+def trained(data, workdir, way, stop_after=None, monkeypatch=None):
     """A student after two epochs of six steps with noise and dropout, or stopped on the way."""
-    technique = Train(epochs=2, batch_size=8, noise=0.2, dropout=True, with_=(DistillLogits(),))
-    student, teacher = tiny("bert", hidden_dropout_prob=0.1), tiny("bert").requires_grad_(False)
+    with_, width = WAYS[way]
+    technique = Train(epochs=2, batch_size=8, noise=0.2, dropout=True, with_=with_)
+    student, teacher = tiny("bert", hidden_dropout_prob=0.1), tiny("bert", hidden_size=width).requires_grad_(False)
     if stop_after is not None:
 
         class Stopping(trainer._Schedule):
@@ -41,12 +52,15 @@ def trained(data, workdir, stop_after=None, monkeypatch=None):
     return student.state_dict()
 
 
-@pytest.mark.parametrize("stop_after", [2, 6, 9])
-def test_stopped_training_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, stop_after):
+@pytest.mark.parametrize(
+    ("way", "stop_after"),
+    [("logits", 2), ("logits", 6), ("logits", 9), ("a learned projection", 9), ("all at once", 5)],
+)
+def test_stopped_training_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, way, stop_after):
     monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
-    whole = trained(data, tmp_path / "whole")
+    whole = trained(data, tmp_path / "whole", way)
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        trained(data, tmp_path / "stopped", stop_after, patch)
+        trained(data, tmp_path / "stopped", way, stop_after, patch)
     assert (tmp_path / "stopped" / f"checkpoint-{stop_after}").is_dir()
-    resumed = trained(data, tmp_path / "stopped")
+    resumed = trained(data, tmp_path / "stopped", way)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -38,7 +38,7 @@ class DistillLogits(Trained):
         if task_named("auto", config) is FeatureExtraction:
             yield "an embedder has no logits; use distill.hidden_states"
 
-    def begin(self, model: PreTrainedModel) -> None:
+    def begin(self, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
         self.several = model.config.problem_type == "multi_label_classification"
 
     def loss(self, student: Any, teacher: Any, batch: Batch) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A student's layers are spread over the teacher's, and each learns from its own."""
+"""Each layer of the student learns from one of the teacher's, through a projection where widths differ."""
 
 from __future__ import annotations
 
@@ -6,30 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from optimum_slim.techniques.distill.hidden_states import DistillHiddenStates, spread
+from optimum_slim.techniques.distill.hidden_states import DistillHiddenStates
 from optimum_slim.training.losses import relative_error
+from tests.tiny import tiny, tiny_config
 
 MASK = torch.tensor([[1, 1, 1], [1, 1, 0]])
 
 
-def states(layers, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return SimpleNamespace(hidden_states=tuple(torch.randn(2, 3, 8, generator=generator) for _ in range(layers + 1)))
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "pairs"),
-    [
-        (3, 3, {0: 0, 1: 1, 2: 2, 3: 3}),
-        (3, 6, {0: 0, 1: 2, 2: 4, 3: 6}),
-        (4, 6, {0: 0, 1: 1, 2: 3, 3: 4, 4: 6}),
-        (1, 12, {0: 0, 1: 12}),
-        (6, 3, {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2, 6: 3}),
-    ],
-)
-def test_layers_are_spread_so_that_first_follows_first_and_last_follows_last(student, teacher, pairs):
-    assert spread(student, teacher) == pairs
+def states(layers, seed, width=8):
+    draw = torch.Generator().manual_seed(seed)
+    return SimpleNamespace(hidden_states=tuple(torch.randn(2, 3, width, generator=draw) for _ in range(layers + 1)))
 
 
 def test_the_loss_is_the_mean_error_over_the_students_layers():
@@ -56,3 +44,43 @@ def test_a_student_that_says_what_its_teacher_says_has_no_loss():
 @pytest.mark.parametrize("weight", [0.0, -1.0])
 def test_a_weight_that_teaches_nothing_is_a_mistake(weight):
     assert list(DistillHiddenStates(weight=weight).mistakes()) == [f"weight must be above 0, not {weight}"]
+
+
+def test_equal_widths_are_compared_as_they_are():
+    technique = DistillHiddenStates()
+    technique.begin(tiny("bert"), tiny("bert"))
+    assert not list(technique.parameters())
+    assert not technique.state()
+
+
+def test_a_teacher_of_another_width_is_met_by_one_projection_of_all_layers():
+    technique = DistillHiddenStates()
+    technique.begin(tiny("bert"), tiny("bert", hidden_size=96))
+    (weight,) = technique.parameters()
+    student, teacher = states(2, seed=0, width=64), states(4, seed=1, width=96)
+    pairs = [(0, 0), (1, 2), (2, 4)]
+    wanted = [relative_error(student.hidden_states[a] @ weight.T, teacher.hidden_states[b], MASK) for a, b in pairs]
+    loss = technique.loss(student, teacher, {"attention_mask": MASK})
+    assert loss.item() == pytest.approx(torch.stack(wanted).mean().item(), rel=1e-5)
+    technique.end(tiny("bert"))
+    assert isinstance(technique.projection, nn.Identity)
+
+
+def test_the_projection_is_taken_up_again_from_its_state():
+    model, teacher = tiny("bert"), tiny("bert", hidden_size=96)
+    first, second = DistillHiddenStates(), DistillHiddenStates()
+    for technique in (first, second):
+        technique.begin(model, teacher)
+    assert not torch.equal(*first.parameters(), *second.parameters())
+    second.load_state(first.state())
+    assert torch.equal(*first.parameters(), *second.parameters())
+
+
+def test_another_width_is_no_hindrance():
+    assert not list(DistillHiddenStates().refusals(tiny_config("bert"), tiny_config("bert", hidden_size=96)))
+
+
+def test_a_last_layer_of_a_width_of_its_own_fits_no_projection():
+    narrow = tiny_config("opt", hidden_size=96)  # its outputs have 64 values
+    assert not list(DistillHiddenStates().refusals(narrow, narrow))
+    assert "fits a last layer of 64" in " ".join(DistillHiddenStates().refusals(tiny_config("opt"), narrow))
