@@ -1,4 +1,4 @@
-"""Move the zeros while the model trains: the smallest weights leave, as many grow elsewhere, and none is ever dense."""
+"""Move the zeros while the model trains: the smallest weights leave, as many grow elsewhere, and no more are kept."""
 
 from __future__ import annotations
 
@@ -82,6 +82,8 @@ class SparsifyEvolve(ChangingZeros):
         share = cosine_share(step.progress, self.zeta, self.end_)
         if not share or step.number % (self.every or step.epoch):
             return
+        # RigL's code leaves out the optimizer's step when zeros move. Here it follows, so that what grew learns at once
+        # and no block that is kept is ever all zeros after a step.
         for name, before in self.gone.items():
             weight = matrix(model, name)
             sizes = block_sums(weight.abs(), self.pattern)
@@ -147,7 +149,8 @@ def moved(gone: Tensor, sizes: Tensor, wishes: Tensor, share: float, two_of_four
 
     Args:
         gone: the blocks that are zero before, bool [rows, columns]. sizes: summed |w| of each. wishes: how much each
-        should grow, at least 0. share: of the kept blocks that leaves, rounded down, the smallest first.
+        should grow, at least 0. share: of the kept blocks that leaves, rounded down, the smallest first; SET's paper
+        takes positive and negative weights apart, but blocks have no sign.
         two_of_four: as many grow in four neighbours of a row as have left there.
 
     Returns:

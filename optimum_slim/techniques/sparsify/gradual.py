@@ -71,6 +71,13 @@ class SparsifyGradual(ChangingZeros):
             ratio = cubic_ratio(step.progress, self.ratio, self.start_ratio, self.begin_, self.end_)
             self._rise(model, ratio, self.scores or self._magnitudes(model), step)
 
+    def place(self, model: PreTrainedModel, name: str, gone: Tensor, step: Step | None = None) -> None:
+        if self.left:
+            weight = matrix(model, name)
+            weight += self.left[name]
+            self.left[name] = weight.masked_fill(~gone, 0)
+        super().place(model, name, gone, step)
+
     def state(self) -> dict[str, Any]:
         kept = {"scores": self.scores, "left": self.left}
         return super().state() | {f"{name}.{kind}": one for kind, all_ in kept.items() for name, one in all_.items()}
@@ -98,13 +105,6 @@ class SparsifyGradual(ChangingZeros):
         for names in groups:
             for name, gone in zip(names, lowest_of_all([sums[name] for name in names], ratio), strict=True):
                 self.place(model, name, spread(gone, self.pattern, *scores[name].shape), step)
-
-    def place(self, model: PreTrainedModel, name: str, gone: Tensor, step: Step | None = None) -> None:
-        if self.left:
-            weight = matrix(model, name)
-            weight += self.left[name]
-            self.left[name] = weight.masked_fill(~gone, 0)
-        super().place(model, name, gone, step)
 
 
 def cubic_ratio(progress: float, ratio: float, start_ratio: float, begin: float, end: float) -> float:
