@@ -236,7 +236,9 @@ def third_party(tmp_path, monkeypatch):
         "        pass\n\n"
         "@dataclass\n"
         "class Shrink(Trained):\n"
-        "    weight: float = 1.0\n"
+        "    weight: float = 1.0\n\n"
+        "    def loss(self, student, teacher, batch):\n"
+        "        return self.weight * student.logits.square().mean()\n"
     )
     info = tmp_path / "acme_slim-1.0.dist-info"
     info.mkdir()

@@ -9,6 +9,8 @@ from optimum.commands.base import RootOptimumCLICommand
 
 from optimum_slim.commands.slim import SlimCommand
 from optimum_slim.recipe import Recipe, read_recipe
+from optimum_slim.techniques import technique_class
+from optimum_slim.training.trained import Trained
 from tests.recipe_readme import README, written
 
 TEXT = README.read_text(encoding="utf-8")
@@ -30,8 +32,8 @@ def test_an_example_is_a_recipe(example):
         assert read_recipe(content).steps
         return
     for step in content:
-        trained = next(iter(step)).startswith("distill.")
-        steps = [{"train": {"with": [step]}}] if trained else [step]
+        trained = issubclass(technique_class(next(iter(step))), Trained)
+        steps = [{"train": {"labels": 1.0, "with": [step]}}] if trained else [step]
         assert isinstance(read_recipe({"slim": 1, "steps": steps}), Recipe)
 
 

@@ -23,13 +23,11 @@ class ListCommand(Verb):
     def work(self) -> None:
         from optimum_slim.recipe import shipped_recipes
         from optimum_slim.techniques import technique_class, technique_names
-        from optimum_slim.training.trained import Trained
 
         techniques: list[dict[str, Any]] = []
         for name in technique_names():
             found = technique_class(name)
-            helps = ("quality",) if issubclass(found, Trained) else getattr(found, "helps", ())
-            techniques.append({"name": name, "helps": list(helps), "what": _opening(found)})
+            techniques.append({"name": name, "helps": list(getattr(found, "helps", ())), "what": _opening(found)})
         recipes: list[dict[str, Any]] = [
             {"name": name, "what": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")}
             for name, path in shipped_recipes().items()

@@ -14,6 +14,8 @@ BUILT_IN: dict[str, str] = {
     "sparsify.magnitude": "SparsifyMagnitude",
     "sparsify.wanda": "SparsifyWanda",
     "sparsify.sparsegpt": "SparsifySparseGPT",
+    "sparsify.gradual": "SparsifyGradual",
+    "sparsify.evolve": "SparsifyEvolve",
     "train": "Train",
     "distill.logits": "DistillLogits",
     "distill.hidden_states": "DistillHiddenStates",

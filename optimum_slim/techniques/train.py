@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from optimum_slim.model.checkpoint import empty_model
 from optimum_slim.model.shape import Shape
 from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.techniques.technique import Technique
@@ -55,12 +58,21 @@ class Train(Technique):
         for part in self.freeze:
             if part not in ("embeddings", "head"):
                 yield f"freeze: {part!r} is not a part; parts are embeddings and head"
-        if not self.labels and not self.with_:
-            yield "there is nothing to learn from: give labels a weight, or list techniques under with"
+        if not self.labels and not any(type(one).loss is not Trained.loss for one in self.with_):
+            yield "there is nothing to learn from: give labels a weight, or list distill.logits or another under with"
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         if self.labels and task_named("auto", config) is FeatureExtraction:
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
+        model = empty_model(copy.deepcopy(config))
+        owned = Counter(name for one in self.with_ for name in one.sparsified(model))
+        twice = [name for name, times in owned.items() if times > 1]
+        if twice:
+            yield f"with: two techniques place the zeros of {twice[0]}; give each targets of its own"
+
+    def note(self, model: PreTrainedModel) -> None:
+        for one in self.with_:
+            one.note(model)
 
     def asks(self) -> tuple[str, ...]:
         taught = any(one.needs_teacher for one in self.with_)
@@ -116,6 +128,7 @@ class Train(Technique):
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
+        self.note(model)
 
 
 def _part(model: PreTrainedModel, name: str) -> nn.Module:

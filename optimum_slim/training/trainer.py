@@ -20,7 +20,7 @@ from optimum_slim.model.sparsity import sparse_weights
 from optimum_slim.progress import progress
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
-from optimum_slim.training.trained import Trained
+from optimum_slim.training.trained import Step, Trained
 
 STATE_FILE = "trained_{index}.safetensors"
 SAVED_EVERY = 120  # seconds: no more training than that is lost when a run is killed
@@ -56,7 +56,7 @@ class SlimTrainer(Trainer):
             train_dataset=list(data.examples),
             callbacks=[_Schedule(trained), _Saving(), _Progress()],
         )
-        self.add_callback(_Zeros(model))  # after the schedule, and after the model has moved to its device
+        self.add_callback(_Zeros(model, trained))  # after the schedule, and after the model has moved to its device
         self.add_callback(_Beside(self))
         self.remove_callback(PrinterCallback)  # it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
@@ -105,10 +105,24 @@ class SlimTrainer(Trainer):
 
 
 class _Schedule(TrainerCallback):
-    """Calls the trained techniques after each step, and keeps their state with the Trainer's checkpoints."""
+    """Calls the trained techniques before and after each step, and keeps their state with the Trainer's checkpoints."""
 
     def __init__(self, trained: Sequence[Trained]):
         self.trained = trained
+
+    def on_pre_optimizer_step(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        train_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        step = Step(state.global_step + 1, state.max_steps, len(train_dataloader), optimizer)
+        for one in self.trained:
+            one.before_step(model, step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         for one in self.trained:
@@ -124,14 +138,19 @@ class _Schedule(TrainerCallback):
 
 class _Zeros(TrainerCallback):
     """Puts the zeros of sparse weights back after each step, whatever the gradient and AdamW's moments made of them.
-    They are taken from the model as it comes, not from a checkpoint, where another weight may be zero by chance."""
+    They are taken from the model as it comes, not from a checkpoint, where another weight may be zero by chance; but
+    where a trained technique places zeros, from that technique."""
 
-    def __init__(self, model: PreTrainedModel):
-        self.zeros = [(weight, weight == 0) for weight in sparse_weights(model).values()]
+    def __init__(self, model: PreTrainedModel, trained: Sequence[Trained]):
+        self.given = {name: weight == 0 for name, weight in sparse_weights(model).items()}
+        self.trained = trained
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for weight, zeros in self.zeros:
-            weight.data.masked_fill_(zeros, 0)
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        zeros = self.given.copy()
+        for one in self.trained:
+            zeros.update(one.zeros(model))
+        for name, places in zeros.items():
+            model.get_parameter(name).data.masked_fill_(places, 0)
 
 
 class _Beside(TrainerCallback):

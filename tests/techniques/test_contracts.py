@@ -16,6 +16,7 @@ Logits, HiddenStates, Relations, Attentions = map(
     technique_class, ("distill.logits", "distill.hidden_states", "distill.relations", "distill.attentions")
 )
 Magnitude, Wanda, SparseGPT = map(technique_class, ("sparsify.magnitude", "sparsify.wanda", "sparsify.sparsegpt"))
+Gradual, Evolve = map(technique_class, ("sparsify.gradual", "sparsify.evolve"))
 
 
 def learning(*losses, **settings):
@@ -41,6 +42,8 @@ CASES = {
     "weights by SparseGPT": (SparseGPT(targets=("ffn",)), ("gpt2",)),
     "training": (learning(Logits(), HiddenStates(), labels=0.5), ("distilbert", "llama", "gpt2", "opt")),
     "training of attention": (learning(Relations(), Attentions(), labels=0.5), ("roberta", "qwen3")),
+    "more and more zeros": (learning(Logits(), Gradual(ratio=0.5, pattern="4x2", every=1)), ("gpt2",)),
+    "moving zeros": (learning(Logits(), Evolve(start="random", ratio=0.5, pattern="2:4", every=1)), ("roberta",)),
 }
 IDLE = (
     Layers(ratio=0.0),
@@ -66,7 +69,8 @@ def matrix():
 @pytest.mark.parametrize(("technique", "family"), matrix())
 def test_techniques_keep_the_contract(technique, family, tmp_path):
     if isinstance(technique, Train) and family == "xlm-roberta":  # an embedder: no logits, no labels
-        technique = learning(HiddenStates())
+        zeros = [one for one in technique.with_ if isinstance(one, Gradual | Evolve)]
+        technique = learning(HiddenStates(), *zeros)
     assert not list(technique.mistakes())
     model = tiny(family)
     assert not list(technique.refusals(model.config, shape_in(model.config)))

@@ -12,8 +12,12 @@ from optimum_slim.kernels.pattern import pattern_named
 
 def matrix(model: PreTrainedModel, name: str) -> Tensor:
     """The weight of a linear as [outputs, inputs]: a view, so that what is written into it stands in the model."""
-    weight = model.get_parameter(f"{name}.weight").data
-    return weight.T if isinstance(model.get_submodule(name), Conv1D) else weight
+    return turned(model, name, model.get_parameter(f"{name}.weight").data)
+
+
+def turned(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
+    """A tensor of the shape of a linear's weight as [outputs, inputs], or from there as the linear keeps it: a view."""
+    return tensor.T if isinstance(model.get_submodule(name), Conv1D) else tensor
 
 
 def block_sums(scores: Tensor, pattern: str) -> Tensor:
@@ -38,20 +42,31 @@ def spread(blocks: Tensor, pattern: str, rows: int, columns: int) -> Tensor:
     return whole[:rows, :columns]
 
 
+def whole_blocks(mask: Tensor, pattern: str) -> Tensor:
+    """What holds for all weights of a block: bool [N, K] to bool of the shape of `block_sums`."""
+    return block_sums((~mask).float(), pattern) == 0
+
+
 def lowest_two_of_four(scores: Tensor) -> Tensor:
     """The two lowest of each four neighbours in a row.
 
     Args:
-        scores: [N, K], at least 0. In a last group of fewer than four, those that lack count as the lowest.
+        scores: [N, K]. In a last group of fewer than four, those that lack count as the lowest.
 
     Returns:
         bool [N, K].
     """
     columns = scores.shape[1]
-    groups = nn.functional.pad(scores, (0, -columns % 4), value=-1.0).unflatten(1, (-1, 4))
+    groups = nn.functional.pad(scores, (0, -columns % 4), value=-torch.inf).unflatten(1, (-1, 4))
     gone = torch.zeros_like(groups, dtype=torch.bool)
     gone.scatter_(2, groups.topk(2, dim=2, largest=False).indices, True)
     return gone.flatten(1)[:, :columns]
+
+
+def lowest_in_rows(scores: Tensor, count: int) -> Tensor:
+    """The `count` lowest of each row, of equal ones the first: bool of the shape of `scores`, [rows, columns]."""
+    places = scores.sort(dim=1, stable=True).indices[:, :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, places, True)
 
 
 def lowest(scores: Tensor, ratio: float, pattern: str, by_row: bool) -> Tensor:
@@ -68,6 +83,5 @@ def lowest(scores: Tensor, ratio: float, pattern: str, by_row: bool) -> Tensor:
         return lowest_two_of_four(scores)
     sums = block_sums(scores, pattern)
     compared = sums if by_row else sums.reshape(1, -1)
-    places = compared.sort(dim=1, stable=True).indices[:, : int(compared.shape[1] * ratio)]
-    gone = torch.zeros_like(compared, dtype=torch.bool).scatter_(1, places, True)
+    gone = lowest_in_rows(compared, int(compared.shape[1] * ratio))
     return spread(gone.view_as(sums), pattern, *scores.shape)

@@ -16,6 +16,7 @@ from optimum_slim.model.shape import Shape
 from optimum_slim.model.sparsity import note_sparsity
 from optimum_slim.techniques.technique import Technique
 
+Blocks = Literal["unstructured", "2:4", "4x1", "4x2", "4x4"]  # every pattern of the kernels but dense
 ROLES = {"attention": ("projections", "output"), "ffn": ("ffn_in", "ffn_out")}  # as in Anatomy
 
 
@@ -24,7 +25,7 @@ class Sparsify(Technique):
     """What techniques of sparsity have in common; each adds how weights are chosen."""
 
     ratio: float = 0.5  # share of the weights that become zero
-    pattern: Literal["unstructured", "2:4", "4x1", "4x2", "4x4"] = "unstructured"  # blocks that leave, inputs x outputs
+    pattern: Blocks = "unstructured"  # blocks that leave, inputs x outputs
     targets: tuple[str, ...] = ("attention", "ffn")  # roles, or globs over the names of linears
     ignore: tuple[str, ...] = ()  # roles or globs that stay as they are
     allocation: Literal["uniform", "global", "owl"] = "uniform"  # one threshold (global), or by outliers (owl)
