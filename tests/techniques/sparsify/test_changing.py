@@ -13,8 +13,6 @@ from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.errors import RecipeError
 from optimum_slim.kernels.packing import unpack
 from optimum_slim.model.sparsity import sparse_weights, sparsity_in
-from optimum_slim.planning import planned
-from optimum_slim.recipe import read_recipe
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.distill.hidden_states import DistillHiddenStates
 from optimum_slim.techniques.distill.logits import DistillLogits
@@ -25,7 +23,7 @@ from optimum_slim.training import trainer
 from tests.contracts import apply
 from tests.techniques.sparsify.passes import RATIOS, texts, trained, zero_blocks
 from tests.techniques.sparsify.reference import BLOCKS
-from tests.tiny import mostly_slow, save_rows, save_tiny, tiny
+from tests.tiny import mostly_slow, tiny
 
 
 @pytest.fixture(scope="module")
@@ -131,20 +129,6 @@ MISTAKES = [
 @pytest.mark.parametrize(("technique", "mistake"), MISTAKES, ids=lambda one: one if isinstance(one, str) else "")
 def test_settings_that_make_no_sense_are_mistakes(technique, mistake):
     assert next(technique.mistakes()).startswith(mistake)
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    """Plans steps on a tiny model, and gives the plan or what stands in its way."""
-    folder = tmp_path_factory.mktemp("changing")
-    texts = {"source": str(save_rows(folder / "texts", "text-classification")), "max_length": 16}
-    content = {"slim": 1, "model": str(save_tiny(folder / "bert", "bert")), "data": texts}
-    content["deploy"] = {"precision": "fp32", "target": {"tokens": [16]}}
-
-    def made(*steps):
-        return planned(read_recipe(content | {"steps": list(steps)}))
-
-    return made
 
 
 def train(*techniques):

@@ -10,8 +10,6 @@ from optimum_slim.data.statistics import input_grams
 from optimum_slim.errors import RecipeError
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.sparsity import sparse_weights, sparsity_in
-from optimum_slim.planning import planned
-from optimum_slim.recipe import read_recipe
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
 from optimum_slim.techniques.sparsify.masks import block_sums, lowest, matrix
 from optimum_slim.techniques.sparsify.scores import wanda_scores
@@ -19,7 +17,7 @@ from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.techniques.sparsify.sparsegpt import SparsifySparseGPT, sparsegpt
 from optimum_slim.techniques.sparsify.wanda import SparsifyWanda
 from tests.techniques.sparsify.reference import BLOCKS
-from tests.tiny import mostly_slow, save_rows, save_tiny, tiny, token_batches
+from tests.tiny import mostly_slow, tiny, token_batches
 
 TECHNIQUES = (SparsifyMagnitude, SparsifyWanda, SparsifySparseGPT)
 EVERYTHING = ("attention", "ffn")
@@ -132,20 +130,6 @@ MISTAKES = [
 def test_settings_that_make_no_sense_are_mistakes(technique, settings, mistake):
     (told,) = technique(**settings).mistakes()
     assert told.startswith(mistake)
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    """Plans steps on a tiny model, and gives the plan or what stands in its way."""
-    folder = tmp_path_factory.mktemp("sparsify")
-    data = {"source": str(save_rows(folder / "texts", "text-classification")), "max_length": 16}
-    content = {"slim": 1, "model": str(save_tiny(folder / "bert", "bert")), "data": data}
-    content["deploy"] = {"precision": "fp32", "target": {"tokens": [16]}}
-
-    def made(*steps):
-        return planned(read_recipe(content | {"steps": list(steps)}))
-
-    return made
 
 
 FEW = {"prune.ffn": {"ratio": 0.5}}
