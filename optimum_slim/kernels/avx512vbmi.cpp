@@ -3,6 +3,7 @@
 #include "avx512.h"
 #include "epilogue.h"
 #include "products.h"
+#include "windows.h"
 
 namespace slim {
 namespace {
@@ -10,27 +11,17 @@ namespace {
 template <int kRows>
 inline void byte_window_rows(const ByteWindowWeights& weights, const Epilogue& epilogue, const QuantizedRows& x,
                              int64_t row, Range panels, float* y) {
-  const uint8_t* values = x.values + row * x.stride;
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    __m512i sums[kRows];
-    for (int r = 0; r < kRows; ++r) sums[r] = _mm512_load_si512(&weights.initial[panel * kPanel]);
-    const int64_t end = weights.start[panel + 1];
-    for (int64_t step = weights.start[panel]; step < end; ++step) {
-      const __m512i indices = _mm512_load_si512(&weights.indices[step * 64]);
-      const __m512i w = _mm512_load_si512(&weights.weights[step * 64]);
-      const uint8_t* window = values + weights.windows[step];
+  const auto add = [&](int64_t step, const uint8_t* window, __m512i(&sums)[kRows]) {
+    const __m512i indices = _mm512_load_si512(&weights.indices[step * 64]);
+    const __m512i w = _mm512_load_si512(&weights.weights[step * 64]);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m512i low = _mm512_load_si512(window + r * x.stride);
-        const __m512i high = _mm512_load_si512(window + r * x.stride + 64);
-        sums[r] = Avx512Vnni::dot(sums[r], _mm512_permutex2var_epi8(low, indices, high), w);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512i low = _mm512_load_si512(window + r * x.stride);
+      const __m512i high = _mm512_load_si512(window + r * x.stride + 64);
+      sums[r] = Avx512Vnni::dot(sums[r], _mm512_permutex2var_epi8(low, indices, high), w);
     }
-    alignas(64) int32_t buffer[kRows * kPanel];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) _mm512_store_si512(buffer + r * kPanel, sums[r]);
-    store_panel<Avx512Vnni::kFloatLanes>(buffer, x.scales + row, kRows, epilogue, panel, y + row * epilogue.outputs);
-  }
+  };
+  step_by_step<Avx512Vnni, kRows, 1>(weights, epilogue, x, row, panels, y, add);
 }
 
 void byte_windows(const ByteWindowWeights& weights, const Epilogue& epilogue, const QuantizedRows& x, Range rows,

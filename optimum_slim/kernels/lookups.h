@@ -10,6 +10,7 @@
 #include "avx2.h"
 #include "epilogue.h"
 #include "products.h"
+#include "windows.h"
 
 namespace slim {
 namespace {
@@ -44,30 +45,20 @@ struct ByteWindow {
 template <class Isa, class Window, int kRows>
 void look_up_rows(const typename Window::Weights& weights, const Epilogue& epilogue, const QuantizedRows& x,
                   int64_t row, Range panels, float* y) {
-  const uint8_t* values = x.values + row * x.stride;
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    typename Isa::Sums sums[kRows];
-    for (int r = 0; r < kRows; ++r) sums[r] = Isa::load_sums(&weights.initial[panel * kPanel]);
-    const int64_t end = weights.start[panel + 1];
-    for (int64_t step = weights.start[panel]; step < end; ++step) {
-      const uint8_t* at = values + weights.windows[step] * Window::kUnit;
-      const auto* w = reinterpret_cast<const __m256i*>(weights.weights.data()) + step * 2;
+  const auto add = [&](int64_t step, const uint8_t* at, typename Isa::Sums(&sums)[kRows]) {
+    const auto* w = reinterpret_cast<const __m256i*>(weights.weights.data()) + step * 2;
 #pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        const __m256i own = _mm256_load_si256(w + half), magnitudes = _mm256_abs_epi8(own);
-        const __m256i indices = Window::load_indices(weights, step, half);
+    for (int half = 0; half < 2; ++half) {
+      const __m256i own = _mm256_load_si256(w + half), magnitudes = _mm256_abs_epi8(own);
+      const __m256i indices = Window::load_indices(weights, step, half);
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) {
-          const __m256i found = Window::look_up(Window::load(at + r * x.stride), indices);
-          sums[r].half[half] = Isa::add_products(sums[r].half[half], magnitudes, _mm256_sign_epi8(found, own));
-        }
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i found = Window::look_up(Window::load(at + r * x.stride), indices);
+        sums[r].half[half] = Isa::add_products(sums[r].half[half], magnitudes, _mm256_sign_epi8(found, own));
       }
     }
-    alignas(64) int32_t buffer[kRows * kPanel];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) Isa::store(buffer + r * kPanel, sums[r]);
-    store_panel<Isa::kFloatLanes>(buffer, x.scales + row, kRows, epilogue, panel, y + row * epilogue.outputs);
-  }
+  };
+  step_by_step<Isa, kRows, Window::kUnit>(weights, epilogue, x, row, panels, y, add);
 }
 
 template <class Isa, class Window, int kRows = 4>
