@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.kernels.function import DOMAIN, VERSION
+from optimum_slim.kernels.packing import MIDDLE, turned
 
 
 def sum_residuals(graph: onnx.ModelProto) -> int:
@@ -89,9 +90,8 @@ def unsigned_weights(graph: onnx.ModelProto) -> None:
     for node in graph.graph.node:
         if node.op_type == "MatMulInteger" and node.input[1] in stored:
             weight, zero_point = stored.pop(node.input[1]), stored[node.input[3]]
-            unsigned = numpy_helper.to_array(weight).view(np.uint8) ^ np.uint8(128)
-            weight.CopyFrom(numpy_helper.from_array(unsigned, weight.name))
-            zero_point.CopyFrom(numpy_helper.from_array(np.array(128, np.uint8), zero_point.name))
+            weight.CopyFrom(numpy_helper.from_array(turned(numpy_helper.to_array(weight)), weight.name))
+            zero_point.CopyFrom(numpy_helper.from_array(np.array(MIDDLE, np.uint8), zero_point.name))
 
 
 def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
@@ -114,7 +114,7 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
         add_initializer(graph, integers, np.ascontiguousarray(quantized))
         add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
         for gather in gathers:
-            read_integers(graph, gather, integers, scales, 0 if stored is None else 128)
+            read_integers(graph, gather, integers, scales, 0 if stored is None else MIDDLE)
         drop_unused(graph)
 
 

@@ -26,8 +26,8 @@ from optimum_slim.deploy.graph import (
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.names import module_path
 from optimum_slim.errors import ModelError
-from optimum_slim.kernels.function import DOMAIN, MIDDLE, slim_functions, slim_node
-from optimum_slim.kernels.packing import pack
+from optimum_slim.kernels.function import DOMAIN, slim_functions, slim_node
+from optimum_slim.kernels.packing import MIDDLE, pack
 from optimum_slim.kernels.pattern import pattern_named
 
 SMALLEST = 1024  # weights; a classifier's few rows are not worth a node of another kind

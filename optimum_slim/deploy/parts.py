@@ -171,7 +171,6 @@ def _stored(tensor: TensorProto, nodes: list[onnx.NodeProto]) -> str:
             pattern = attribute_of(node, "pattern", b"").decode()
             return "int8" if pattern == "dense" else f"int8 {pattern}"
         if node.op_type == "MatMulNBits":
-            bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
-            return f"{bits}-bit blocks"
+            return f"{attribute_of(node, 'bits', None)}-bit blocks"
     kind = TensorProto.DataType.Name(tensor.data_type)
     return _STORED.get(kind, kind.lower())

@@ -14,11 +14,11 @@ import numpy as np
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto, TensorProto
 
+from optimum_slim.kernels.packing import MIDDLE
 from optimum_slim.kernels.pattern import KINDS, pattern_named
 
 DOMAIN = "ai.optimum.slim"
 VERSION = 1
-MIDDLE = 128  # the uint8 that stands for 0
 ACTIVATIONS = ("", "Relu", "Gelu", "GeluTanh", "Silu")
 OPERATORS: tuple[str, ...] = tuple(
     f"SlimLinear{kind}{grouped}{activation}"

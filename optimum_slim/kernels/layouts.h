@@ -15,6 +15,9 @@ namespace slim {
 
 constexpr int kPanel = 16;
 
+// Weights of one sign that meet unsigned activations in one 16-bit sum are at most this in all.
+constexpr int kMostOfSum = 32767 / 255;
+
 // What turns sums into outputs, padded to whole panels: y = activation((sum * row's scale) * scale + bias).
 struct Epilogue {
   int64_t outputs;

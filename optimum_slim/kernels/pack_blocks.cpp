@@ -47,9 +47,8 @@ Reach reach_of(const int32_t* quads, int outputs) {
 
 // Whether two blocks' sums fit.
 bool fit(const Reach& one, const Reach& other) {
-  constexpr int kMost = 32767 / 255;
   bool all = true;
-  for (size_t i = 0; i < one.size(); ++i) all &= one[i] + other[i] <= kMost;
+  for (size_t i = 0; i < one.size(); ++i) all &= one[i] + other[i] <= kMostOfSum;
   return all;
 }
 

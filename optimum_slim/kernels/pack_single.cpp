@@ -76,7 +76,6 @@ std::vector<size_t> ascending_order(const std::vector<int8_t>& weights) {
 // The same weights by twos whose products with unsigned activations fit in 16 bits together: one below 0 and one above,
 // a large one and a small one, or one alone with a zero.
 OutputWeights paired(const OutputWeights& output) {
-  constexpr int kMost = 32767 / 255;
   const std::vector<size_t> ascending = ascending_order(output.weights);
   OutputWeights result;
   const auto take = [&](size_t i, bool alone) {
@@ -89,7 +88,7 @@ OutputWeights paired(const OutputWeights& output) {
   auto low = ascending.begin(), high = ascending.end();
   while (low < high) {
     const int lowest = output.weights[*low], highest = output.weights[high[-1]], sum = lowest + highest;
-    const bool fit = high - low > 1 && ((lowest < 0) != (highest < 0) || std::abs(sum) <= kMost);
+    const bool fit = high - low > 1 && ((lowest < 0) != (highest < 0) || std::abs(sum) <= kMostOfSum);
     if (fit || sum < 0) take(*low++, !fit);
     if (fit || sum >= 0) take(*--high, !fit);
   }

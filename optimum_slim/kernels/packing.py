@@ -12,6 +12,7 @@ from optimum_slim.kernels.pattern import Pattern, pattern_named
 Int8 = NDArray[np.int8]
 UInt8 = NDArray[np.uint8]
 
+MIDDLE = 128  # the uint8 that stands for 0
 LONGEST_OF_BLOCKS = 255  # a byte
 LONGEST_OF_SINGLES = 15  # half a byte
 
@@ -28,7 +29,7 @@ def pack(weight: Int8, pattern: str) -> tuple[UInt8, UInt8]:
     if pattern == "2:4":
         _check_two_of_four(weight)
     if shape.kind == "":
-        return np.zeros(0, np.uint8), _turned(weight)
+        return np.zeros(0, np.uint8), turned(weight)
     if shape.kind == "Singles":
         gaps, values = _with_fillers(weight.T.reshape(-1, 1, 1), LONGEST_OF_SINGLES)
         pairs = np.pad(gaps, (0, len(gaps) % 2)).reshape(-1, 2)
@@ -44,7 +45,7 @@ def unpack(gaps: UInt8, values: UInt8, n: int, k: int, pattern: str) -> Int8:
     if shape.kind == "":
         _check_shape("gaps", gaps, (0,))
         _check_shape("values", values, (n, k))
-        return _turned(values).view(np.int8)
+        return turned(values).view(np.int8)
     if shape.kind == "Singles":
         _check_shape("gaps", gaps, ((len(values) + 1) // 2,))
         _check_shape("values", values, (len(values),))
@@ -56,7 +57,7 @@ def unpack(gaps: UInt8, values: UInt8, n: int, k: int, pattern: str) -> Int8:
     if len(places) and places[-1] >= rows * columns:
         raise ValueError(f"the gaps lead to block {places[-1]}, but there are {rows * columns}")
     blocks = np.zeros((rows * columns, shape.outputs, shape.inputs), np.int8)
-    blocks[places] = _turned(values).view(np.int8).reshape(-1, shape.outputs, shape.inputs)
+    blocks[places] = turned(values).view(np.int8).reshape(-1, shape.outputs, shape.inputs)
     if shape.kind == "Singles":
         return np.ascontiguousarray(blocks.reshape(k, n).T)
     grid = blocks.reshape(rows, columns, shape.outputs, shape.inputs).transpose(0, 2, 1, 3)
@@ -74,12 +75,12 @@ def _with_fillers(blocks: Int8, longest: int) -> tuple[UInt8, UInt8]:
     all_gaps[at] = (gaps - longest * fillers)[:-1]
     values = np.zeros((total, *blocks.shape[1:]), np.int8)
     values[at] = blocks[places[:-1]]
-    return all_gaps, _turned(values)
+    return all_gaps, turned(values)
 
 
-def _turned(values: NDArray[Any]) -> UInt8:
-    """int8 to the uint8 that is 128 more, or such uint8 to the bits of int8: the highest bit is turned over."""
-    return np.ascontiguousarray(values).view(np.uint8) ^ np.uint8(128)
+def turned(values: NDArray[Any]) -> UInt8:
+    """int8 to the uint8 that is `MIDDLE` more, or such uint8 to the bits of int8: the highest bit is turned over."""
+    return np.ascontiguousarray(values).view(np.uint8) ^ np.uint8(MIDDLE)
 
 
 def _grid(n: int, k: int, shape: Pattern) -> tuple[int, int]:

@@ -12,6 +12,10 @@ constexpr int64_t kMostInputs = 65536;
 constexpr int64_t kMostOutputs = int64_t{1} << 24;
 constexpr size_t kLongestPattern = 64;
 
+// Gaps: a byte between blocks, half a byte between single weights.
+constexpr int kLongestOfBlocks = 255;
+constexpr int kLongestOfSingles = 15;
+
 struct PatternRow {
   const char* name;
   Pattern pattern;
@@ -195,9 +199,9 @@ void read_blocks(const Initializers& of, Layer& layer) {
   const uint8_t* gaps = of.gaps(kept);
   const uint8_t* values = of.values({kept, layer.block_outputs, layer.block_inputs});
   const auto gap = [&](int64_t i) { return gaps[i]; };
-  for_each_place(kept, blocks, 255, gap, [](int64_t, int64_t) {});
+  for_each_place(kept, blocks, kLongestOfBlocks, gap, [](int64_t, int64_t) {});
   layer.mask.assign((blocks + 7) / 8, 0);
-  for_each_place(kept, blocks, 255, gap, [&](int64_t, int64_t place) { layer.keep(place); });
+  for_each_place(kept, blocks, kLongestOfBlocks, gap, [&](int64_t, int64_t place) { layer.keep(place); });
   layer.values.resize(kept * layer.block_outputs * layer.block_inputs);
   std::transform(values, values + layer.values.size(), layer.values.begin(), weight_of);
   check_values_over_the_edge(layer);
@@ -209,15 +213,15 @@ void read_singles(const Initializers& of, Layer& layer) {
   const uint8_t* gaps = of.gaps((kept + 1) / 2);
   const uint8_t* values = of.values({kept});
   if (kept % 2 && gaps[kept / 2] >> 4) fail("the last half byte of input gaps", "not 0", "0, for it is unused");
-  const auto gap = [&](int64_t i) { return gaps[i / 2] >> (i % 2 * 4) & 15; };
+  const auto gap = [&](int64_t i) { return gaps[i / 2] >> (i % 2 * 4) & kLongestOfSingles; };
   std::vector<int64_t> next(outputs + 1, 0);  // where the next value of an output goes
-  for_each_place(kept, blocks, 15, gap, [&](int64_t i, int64_t place) {
+  for_each_place(kept, blocks, kLongestOfSingles, gap, [&](int64_t i, int64_t place) {
     if (weight_of(values[i])) ++next[place % outputs + 1];
   });
   for (int64_t o = 0; o < outputs; ++o) next[o + 1] += next[o];
   layer.mask.assign((blocks + 7) / 8, 0);
   layer.values.resize(next[outputs]);
-  for_each_place(kept, blocks, 15, gap, [&](int64_t i, int64_t place) {
+  for_each_place(kept, blocks, kLongestOfSingles, gap, [&](int64_t i, int64_t place) {
     const int8_t weight = weight_of(values[i]);
     if (!weight) return;
     layer.keep(place % outputs * inputs + place / outputs);
