@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import io
 import sys
+import textwrap
 import tokenize
 import typing
 from collections.abc import Iterator
@@ -105,7 +106,7 @@ def comments_in(kind: type) -> dict[str, str]:
 
 
 def own_comments_in(kind: type) -> dict[str, str]:
-    source = inspect.cleandoc(inspect.getsource(kind))
+    source = textwrap.dedent(inspect.getsource(kind))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     by_line = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     fields = [node for node in ast.parse(source).body[0].body if isinstance(node, ast.AnnAssign)]

@@ -64,8 +64,11 @@ class Train(Technique):
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         if self.labels and task_named("auto", config) is FeatureExtraction:
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
+        placing = [one for one in self.with_ if type(one).sparsified is not Trained.sparsified]
+        if len(placing) < 2:
+            return
         model = empty_model(copy.deepcopy(config))
-        owned = Counter(name for one in self.with_ for name in one.sparsified(model))
+        owned = Counter(name for one in placing for name in one.sparsified(model))
         twice = [name for name, times in owned.items() if times > 1]
         if twice:
             yield f"with: two techniques place the zeros of {twice[0]}; give each targets of its own"

@@ -95,3 +95,15 @@ class Trained:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
+
+
+class Taught(Trained):
+    """A term of the loss that compares the student with a teacher. Its settings have a `weight`."""
+
+    needs_teacher = True
+
+    weight: float  # of the term in the loss
+
+    def mistakes(self) -> Iterator[str]:
+        if self.weight <= 0:
+            yield f"weight must be above 0, not {self.weight}"

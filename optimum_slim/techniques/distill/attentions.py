@@ -12,13 +12,13 @@ from transformers import PretrainedConfig
 
 from optimum_slim.training.layers import absent, spread
 from optimum_slim.training.losses import attention_divergence, attention_error
-from optimum_slim.training.trained import Batch, Trained
+from optimum_slim.training.trained import Batch, Taught
 
 DISTANCES = {"mse": attention_error, "kl": attention_divergence}
 
 
 @dataclass
-class DistillAttentions(Trained):
+class DistillAttentions(Taught):
     """Difference of attention probabilities, averaged over the student's layers: squared (after TinyBERT,
     arXiv:1909.10351, eq. 7) or KL divergence (MiniLM, arXiv:2002.10957, eq. 5). Layers count from 1; without `layers`
     the student's are spread over the teacher's so that the last follows the last. Heads are compared one by one where
@@ -30,15 +30,10 @@ class DistillAttentions(Trained):
     """
 
     needs = ("attentions",)
-    needs_teacher = True
 
     weight: float = 1.0  # of this term in the loss; squares of probabilities are small
     layers: dict[int, int] | None = None  # the teacher's layer for each of the student's, e.g. {3: 6}
     distance: Literal["mse", "kl"] = "mse"  # kl also minds rare attention
-
-    def mistakes(self) -> Iterator[str]:
-        if self.weight <= 0:
-            yield f"weight must be above 0, not {self.weight}"
 
     def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
         return absent(self.layers or {}, 1, config.num_hidden_layers, teacher.num_hidden_layers)

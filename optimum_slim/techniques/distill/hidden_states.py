@@ -12,11 +12,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.training.layers import absent, spread
 from optimum_slim.training.losses import relative_error
-from optimum_slim.training.trained import Batch, Trained
+from optimum_slim.training.trained import Batch, Taught
 
 
 @dataclass
-class DistillHiddenStates(Trained):
+class DistillHiddenStates(Taught):
     """Relative squared error of hidden states, averaged over the student's layers (after TinyBERT, arXiv:1909.10351,
     eq. 8). The embeddings' output counts as layer 0; without `layers` the student's are spread over the teacher's so
     that the last follows the last. A teacher of another width is met by a linear map (W_h of eq. 8), one for all
@@ -26,18 +26,15 @@ class DistillHiddenStates(Trained):
     """
 
     needs = ("hidden_states",)
-    needs_teacher = True
 
     weight: float = 1.0  # of this term in the loss
     layers: dict[int, int] | None = None  # the teacher's layer for each of the student's, e.g. {3: 6}
 
-    def mistakes(self) -> Iterator[str]:
-        if self.weight <= 0:
-            yield f"weight must be above 0, not {self.weight}"
-
     def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
         yield from absent(self.layers or {}, 0, config.num_hidden_layers, teacher.num_hidden_layers)
-        for one in (config, teacher) if config.hidden_size != teacher.hidden_size else ():
+        if config.hidden_size == teacher.hidden_size:
+            return
+        for one in (config, teacher):
             last = getattr(one, "word_embed_proj_dim", one.hidden_size)  # opt's, where it differs
             if last != one.hidden_size:
                 yield (

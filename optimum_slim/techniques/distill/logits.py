@@ -12,18 +12,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.training.losses import soft_classes, soft_labels
-from optimum_slim.training.trained import Batch, Trained
+from optimum_slim.training.trained import Batch, Taught
 
 
 @dataclass
-class DistillLogits(Trained):
+class DistillLogits(Taught):
     """KL divergence to the teacher's softened probabilities (arXiv:1503.02531, section 2); for models with one output
     the squared error, for several labels at once the binary form.
 
     - distill.logits: {temperature: 2, weight: 4}
     """
-
-    needs_teacher = True
 
     temperature: float = 2.0  # above 1 shows more of the unlikely answers
     weight: float = 1.0  # of this term in the loss
@@ -31,8 +29,7 @@ class DistillLogits(Trained):
     def mistakes(self) -> Iterator[str]:
         if self.temperature <= 0:
             yield f"temperature must be above 0, not {self.temperature}"
-        if self.weight <= 0:
-            yield f"weight must be above 0, not {self.weight}"
+        yield from super().mistakes()
 
     def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
         if task_named("auto", config) is FeatureExtraction:

@@ -15,13 +15,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.shape import shape_in
 from optimum_slim.training.losses import relation_loss
-from optimum_slim.training.trained import Batch, Trained
+from optimum_slim.training.trained import Batch, Taught
 
 RELATIONS = ("queries", "keys", "values")  # in the order of an anatomy's projections
 
 
 @dataclass
-class DistillRelations(Trained):
+class DistillRelations(Taught):
     """KL divergence of the relations between a layer's queries, between its keys and between its values, added up
     (MiniLMv2, arXiv:2012.15828, section 3.1; values alone: MiniLM, arXiv:2002.10957, eq. 6 and 7). Widths and numbers
     of heads may differ from the teacher's. Of a large teacher an upper middle layer teaches more than the last, e.g.
@@ -31,8 +31,6 @@ class DistillRelations(Trained):
     - distill.relations: {teacher_layer: 21, heads: 64}
     """
 
-    needs_teacher = True
-
     weight: float = 1.0  # of this term in the loss
     layer: int | None = None  # of the student; null: its last
     teacher_layer: int | None = None  # null: its last
@@ -40,8 +38,7 @@ class DistillRelations(Trained):
     relations: tuple[str, ...] = RELATIONS  # what is related: queries, keys, values
 
     def mistakes(self) -> Iterator[str]:
-        if self.weight <= 0:
-            yield f"weight must be above 0, not {self.weight}"
+        yield from super().mistakes()
         for name in ("layer", "teacher_layer", "heads"):
             value = getattr(self, name)
             if value is not None and value < 1:
