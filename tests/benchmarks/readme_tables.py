@@ -93,6 +93,39 @@ def of_encoders(found: dict[str, Any]) -> str:
     return markdown(head, [[name, *(cell(name, point) for point in points)] for name in names])
 
 
+def of_frontier(rows: dict[str, Any]) -> str:
+    """One row per recipe: points of accuracy lost, and the speed on each kind of CPU, one thread."""
+    cpus = list(dict.fromkeys(cpu for row in rows.values() for cpu in row.get("latency", {})))
+
+    def told(name: str, row: dict[str, Any]) -> list[str]:
+        runs = list(row["runs"].values())
+        lost = row["points_lost"]
+        times = [row["latency"][cpu][0] if cpu in row.get("latency", {}) else None for cpu in cpus]
+        return [
+            name,
+            f"{runs[0]['bytes'] / 1e6:.1f}",
+            f"{statistics.mean(run['accuracy'] for run in runs):.4f}",
+            f"{lost['mean']:.1f} ({lost['low']:.1f} to {lost['high']:.1f})",
+            str(len(runs)),
+            *(f"{time['p50']:.1f} ms, {time['speedup']['median']:.1f}x" if time else "" for time in times),
+        ]
+
+    names = [name for name, row in rows.items() if name != "original" and row["runs"]]
+    head = ["recipe", "MB", "accuracy", "points lost (95 %)", "seeds", *(f"one thread, {cpu}" for cpu in cpus)]
+    return markdown(head, [told(name, rows[name]) for name in names])
+
+
+def of_evolve(rows: dict[str, Any]) -> str:
+    """One row per way of placing zeros: accuracy, and points lost against a dense model with the same seeds."""
+    body = []
+    for name, row in rows.items():
+        found = [run["accuracy"] for run in row["runs"].values()]
+        lost = row["points_lost"]
+        told = "" if name == "dense" else f"{lost['mean']:.1f} ({lost['low']:.1f} to {lost['high']:.1f})"
+        body.append([name, f"{statistics.mean(found):.4f}", " / ".join(f"{one:.4f}" for one in found), told])
+    return markdown(["zeros", "accuracy", "by seed", "points lost against dense (95 %)"], body)
+
+
 def of_sparsity(rows: list[dict[str, Any]]) -> str:
     """Perplexities by pattern and share of zeros, a column for each technique."""
     techniques = list(dict.fromkeys(row["technique"] for row in rows if row["settings"]))
@@ -129,6 +162,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "operators": of_operators,
     "kernels": of_kernels,
     "encoders": of_encoders,
+    "frontier": of_frontier,
+    "evolve": of_evolve,
     "sparsity": of_sparsity,
 }
 
