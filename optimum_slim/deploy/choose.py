@@ -15,11 +15,11 @@ from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.benchmark import Target, benchmark
 from optimum_slim.deploy.calibration import Method
 from optimum_slim.deploy.export import onnx_bytes, save_onnx
+from optimum_slim.deploy.integers import OnGrid, weights_on_grids
 from optimum_slim.deploy.measure import fastest_patterns
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
-from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics, loss_of_quality
@@ -81,9 +81,7 @@ def choose_precision(
     """
     decided = (deploy.decided or {}).get("precision", "auto")
     fixed = decided if deploy.precision == "auto" else deploy.precision
-    grids = grids_of(model)
-    for name, grid in grids.items():
-        grid.integers(name, model.get_parameter(name))
+    grids = weights_on_grids(model)
     names = tried_by_auto(grids, texts is not None) if fixed == "auto" else [fixed]
     patterns = choose_patterns(model, deploy, causal) if "int8-rows" in names else {}
     calibration = texts() if texts is not None and "int8-static" in names else ()
@@ -122,11 +120,11 @@ def choose_precision(
     return chosen(min(good, key=slowness))
 
 
-def tried_by_auto(grids: Mapping[str, Grid], texts: bool) -> list[str]:
+def tried_by_auto(grids: Mapping[str, OnGrid], texts: bool) -> list[str]:
     """The precisions that `auto` makes and compares: int8-static where training has learnt the ranges, and there are
     `texts` to find the others on. Without that it costs each run a calibration, for about the speed and quality of
     int8-dynamic."""
-    learnt = texts and any(grid.input_scale is not None for grid in grids.values())
+    learnt = texts and any(known.grid.input_scale is not None for known in grids.values())
     return [name for name in PRECISIONS if name != "int8-static" or learnt]
 
 

@@ -22,14 +22,13 @@ from optimum_slim.deploy.graph import (
     stored_array,
     tied_heads,
 )
-from optimum_slim.deploy.integers import signed_integers
+from optimum_slim.deploy.integers import OnGrid, signed_integers
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.names import module_path, of_module
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.function import DOMAIN, slim_functions, slim_node
 from optimum_slim.kernels.packing import MIDDLE, pack
 from optimum_slim.kernels.pattern import pattern_named
-from optimum_slim.model.grids import Grid
 
 SMALLEST = 1024  # weights; a classifier's few rows are not worth a node of another kind
 
@@ -38,7 +37,7 @@ def lower(
     graph: onnx.ModelProto,
     patterns: Mapping[str, str],
     group_size: int | None = None,
-    grids: Mapping[str, Grid] | None = None,
+    grids: Mapping[str, OnGrid] | None = None,
 ) -> list[str]:
     """Makes every linear of at least `SMALLEST` weights a SlimLinear, in place.
 

@@ -25,11 +25,10 @@ from optimum_slim.deploy.graph import (
     tied_heads,
     unsigned_weights,
 )
-from optimum_slim.deploy.integers import blocks_on_grids
+from optimum_slim.deploy.integers import OnGrid, blocks_on_grids
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.norms import fuse_residual_norms
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
-from optimum_slim.model.grids import Grid
 
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
 
@@ -77,7 +76,7 @@ def int8_static(
     target: Path,
     texts: Batches,
     method: Method = "minmax",
-    grids: Mapping[str, Grid] | None = None,
+    grids: Mapping[str, OnGrid] | None = None,
 ) -> None:
     """8-bit weights with a scale per output, activations to uint8 with a scale per tensor that stands in the file
     (Jacob et al., arXiv:1712.05877): found by training (`grids`), else on texts.
@@ -96,7 +95,7 @@ def int8_static(
     save_onnx(graph, target)
 
 
-def int8_weights(graph: onnx.ModelProto, target: Path, grids: Mapping[str, Grid] | None = None) -> None:
+def int8_weights(graph: onnx.ModelProto, target: Path, grids: Mapping[str, OnGrid] | None = None) -> None:
     """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
     (MatMulNBits): for decoders, which one activation scale per tensor ruins.
 
@@ -128,7 +127,7 @@ def int8_rows(
     target: Path,
     group_size: int | None = None,
     patterns: Mapping[str, str] | None = None,
-    grids: Mapping[str, Grid] | None = None,
+    grids: Mapping[str, OnGrid] | None = None,
 ) -> None:
     """int8 linears whose activations have a scale per row, or per row and group of inputs (SlimLinear), so that one
     large value ruins no other row.
