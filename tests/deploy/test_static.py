@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import statistics
 from collections import Counter
 
 import numpy as np
@@ -132,12 +133,13 @@ def test_the_loaded_file_answers_as_the_fake_quantized_torch_model(made, tmp_pat
     model = fake_quantized(made, tmp_path)
     served = load_ort(deployed(made, tmp_path).parent, task_named("auto", model.config))
     apart, rounding = [], []
-    for batch in token_batches(((1, 12), (1, 40), (1, 64))):
+    for batch in token_batches(tuple((1, tokens) for tokens in (8, 12, 20, 28, 40, 56, 64))):
         ours, plain, wanted = answers(served, batch), answers(made[0], batch), answers(model, batch)
         apart.append(float((ours - wanted).square().mean()))
         rounding.append(float((plain - wanted).square().mean()))
-    # Not bit by bit: the last bit of a norm moves single values to the next integer.
-    assert sum(apart) < sum(rounding) / 100
+    # The last bit of a norm moves a single value to the next integer, in few texts.
+    assert sum(apart) < sum(rounding) / 10
+    assert statistics.median(apart) < 1e-6 * statistics.median(rounding)
 
 
 def test_onnx_runtime_multiplies_the_integers_of_every_linear(made, tmp_path):
