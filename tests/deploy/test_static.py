@@ -14,6 +14,8 @@ import torch
 from onnx import helper, numpy_helper
 from transformers.pytorch_utils import Conv1D
 
+from optimum_slim.deploy import benchmark
+from optimum_slim.deploy.benchmark import Target
 from optimum_slim.deploy.calibration import input_ranges
 from optimum_slim.deploy.choose import Deploy, choose_precision, tried_by_auto
 from optimum_slim.deploy.export import export_folder
@@ -31,7 +33,7 @@ from optimum_slim.tasks import task_named
 from optimum_slim.techniques.quantize.aware import QuantizeAware
 from optimum_slim.training.fake_quantize import fake_quantize, fake_quantize_weight
 from tests.techniques.sparsify.passes import texts, trained
-from tests.tiny import answers, mostly_slow, tiny, token_batches
+from tests.tiny import DECODERS, answers, mostly_slow, tiny, token_batches
 
 SHOWN = ("bert", "llama", "gpt2")
 
@@ -231,6 +233,16 @@ def test_auto_tries_static_int8_only_where_training_learnt_the_ranges():
     assert "int8-static" not in tried_by_auto({}, texts=True)
     assert "int8-static" not in tried_by_auto({"a": unknown}, texts=True)
     assert set(tried_by_auto({"a": learnt}, texts=True)) == set(PRECISIONS)
+
+
+def test_auto_makes_and_judges_it_beside_the_others(made, tmp_path, monkeypatch):
+    model, source = made
+    monkeypatch.setattr(benchmark, "ROUNDS", 1)
+    causal = model.config.model_type in DECODERS
+    deploy = Deploy(target=Target([16]), calibration_method="percentile")
+    folder, decided = choose_precision(model, source, tmp_path, deploy, None, causal, token_batches)
+    assert decided["precision"] == folder.name
+    assert all((tmp_path / name / "model.onnx").exists() for name in PRECISIONS)
 
 
 def test_only_what_no_grid_tells_is_calibrated(made):
