@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.benchmark import feeds
 from optimum_slim.deploy.export import save_onnx
 from optimum_slim.deploy.machine import session_options
+from optimum_slim.errors import DataError, ModelError
 from optimum_slim.progress import progress
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -36,9 +38,14 @@ def input_ranges(
         method: `minmax`: all that is seen; `percentile`: without the outermost; `entropy`: the range whose integers
         tell most of the distribution.
         scratch: a file to write in between, as a session of a large model must be built from one.
+
+    Raises:
+        DataError: there are no texts. ModelError: a value is not finite.
     """
     if not names:
         return {}
+    if not texts:
+        raise DataError("deploy.precision: int8-static needs texts to calibrate; give `data` a train split")
     outputs = list(graph.graph.output)
     del graph.graph.output[:]
     graph.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
@@ -111,8 +118,10 @@ def _divergence(histogram: np.ndarray, half: int, count: int, levels: int) -> fl
 def _widest(values: Iterator[tuple[str, np.ndarray]]) -> dict[str, Range]:
     found: dict[str, Range] = {}
     for name, array in values:
-        low, high = found.get(name, (0.0, 0.0))
-        found[name] = (min(low, float(array.min())), max(high, float(array.max())))
+        (low, high), least, most = found.get(name, (0.0, 0.0)), float(array.min()), float(array.max())
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise ModelError(f"{name}: values are not finite on the calibration texts, so they have no range")
+        found[name] = (min(low, least), max(high, most))
     return found
 
 

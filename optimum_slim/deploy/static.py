@@ -53,12 +53,13 @@ def quantize_linears(
 
     Raises:
         ModelError: a weight is not on its grid.
+        KeyError: neither a grid nor `ranges` tells of what enters a linear.
     """
     entering: dict[tuple[str, float, int], str] = {}
     for linear in linears:
         product, path = linear.nodes[0], linear.name.rpartition("/")[0]
         known = of_module(grids, module_path(product))
-        input_scale, input_zero_point = _input_grid(known, ranges.get(linear.x))
+        input_scale, input_zero_point = _input_grid(linear, known, ranges)
         key, nodes = (linear.x, input_scale, input_zero_point), list[onnx.NodeProto]()
         if key not in entering:  # linears that read one value by one scale share it
             x = entering[key] = f"{linear.x}.{len(entering)}"
@@ -97,10 +98,9 @@ def _stored_integers(graph: onnx.ModelProto, linear: Linear, known: OnGrid | Non
     return names
 
 
-def _input_grid(known: OnGrid | None, seen: Range | None) -> tuple[float, int]:
+def _input_grid(linear: Linear, known: OnGrid | None, ranges: Mapping[str, Range]) -> tuple[float, int]:
     grid = known.grid if known is not None else None
     if grid is not None and grid.input_scale is not None and grid.input_zero_point is not None:
         return float(grid.input_scale), int(grid.input_zero_point)
-    low, high = seen or (0.0, 0.0)
-    scale, zero_point = affine_scale(torch.tensor(low), torch.tensor(high))
+    scale, zero_point = affine_scale(*map(torch.tensor, ranges[linear.x]))
     return float(scale), int(zero_point)

@@ -18,6 +18,7 @@ from optimum_slim.deploy.export import export
 from optimum_slim.deploy.names import module_path
 from optimum_slim.deploy.precision import prepared
 from optimum_slim.deploy.static import static_linears
+from optimum_slim.errors import DataError, ModelError
 from optimum_slim.tasks import task_named
 from tests.tiny import answers, tiny, token_batches
 
@@ -73,6 +74,18 @@ def test_other_methods_cut_a_minmax_range_and_nothing_else(exported, method, tmp
         assert kept >= (0.9998 if method == "percentile" else 0.7)
 
 
+def test_without_texts_or_with_values_that_are_not_finite_there_is_no_range(tmp_path):
+    with pytest.raises(DataError, match="int8-static needs texts to calibrate"):
+        input_ranges(onnx.ModelProto(), ["x"], [], "minmax", tmp_path / "scratch.onnx")
+    model = tiny("bert")
+    model.bert.encoder.layer[0].output.LayerNorm.weight.data[3] = torch.inf
+    export(model, task_named("auto", model.config), tmp_path / "model.onnx")
+    graph = prepared(tmp_path / "model.onnx")
+    names = list(dict.fromkeys(one.x for one in static_linears(graph)))
+    with pytest.raises(ModelError, match="not finite on the calibration texts"):
+        input_ranges(graph, names, token_batches(), "minmax", tmp_path / "scratch.onnx")
+
+
 BELL = np.random.default_rng(0).standard_normal(1_000_000)
 
 
@@ -112,6 +125,7 @@ from pathlib import Path
 import onnx, torch
 from optimum_slim.deploy.calibration import input_ranges
 from optimum_slim.deploy.static import static_linears
+from optimum_slim.errors import DataError, ModelError
 
 graph, method = onnx.load(sys.argv[1]), sys.argv[2]
 names = list(dict.fromkeys(one.x for one in static_linears(graph)))

@@ -25,12 +25,15 @@ from optimum_slim.deploy.names import module_path
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
 from optimum_slim.deploy.verify import load_ort
+from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.packing import unpack
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.model.rounding import affine_scale
+from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.quantize.aware import QuantizeAware
+from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
 from optimum_slim.training.fake_quantize import fake_quantize, fake_quantize_weight
 from tests.techniques.sparsify.passes import texts, trained
 from tests.tiny import DECODERS, answers, mostly_slow, tiny, token_batches
@@ -188,6 +191,24 @@ def test_other_precisions_keep_the_integers_too(made, precision, options, tmp_pa
         assert is_scale(name, scales, scale)
         found.add(name)
     assert found == grids_of(model).keys()
+
+
+def test_zeros_run_sparse_with_the_integers_of_the_grid(tmp_path):
+    model = tiny("bert")
+    SparsifyMagnitude(ratio=0.5, pattern="4x1", targets=("ffn",)).apply(model)
+    technique = QuantizeAware(targets=("ffn",))
+    technique.begin(model, None)
+    technique.end(model)
+    source = export_folder(model, task_named("auto", model.config), tmp_path / "fp32")
+    target = deployed((model, source), tmp_path, "int8-rows", patterns=sparsity_in(model.config))
+    graph, stored = stored_in(target)
+    sparse = [node for node in graph.graph.node if attribute_of(node, "pattern", b"") == b"4x1"]
+    assert len(sparse) == 6
+    for node in sparse:
+        wanted = wanted_integers(model, weight_of(model, graph, node.name))
+        integers = unpack(stored[node.input[1]], stored[node.input[2]], *wanted.shape, "4x1").astype(int) + 128
+        np.testing.assert_array_equal(integers, wanted)
+        assert stored[node.input[2]].size < 0.6 * wanted.size
 
 
 def test_dynamic_int8_finds_the_same_integers(made, tmp_path):
