@@ -193,7 +193,8 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
     candidates = work.kept("precision")
-    chosen, decided = choose_precision(model, fp32, candidates, recipe.deploy, plan.validation, plan.causal)
+    texts = (lambda: Supplies(plan, work).calibration_data) if plan.trains else None
+    chosen, decided = choose_precision(model, fp32, candidates, recipe.deploy, plan.validation, plan.causal, texts)
 
     folder = work.scratch("final")
     save_model(model, folder, plan.tokenizer)

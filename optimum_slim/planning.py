@@ -18,6 +18,7 @@ from optimum_slim.data.texts import Texts, load_texts
 from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
+from optimum_slim.model.grids import why_not_keeping
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.surgery import reshape
 from optimum_slim.recipe import Recipe
@@ -65,6 +66,11 @@ class Plan:
 
     def remaining(self, done: int) -> list[PlannedStep]:
         return list(self.steps[done:])
+
+    @property
+    def trains(self) -> bool:
+        """Whether there are texts to calibrate or train on."""
+        return self.texts is not None and self.texts.train is not None
 
     @property
     def train_rows(self) -> Dataset:
@@ -163,7 +169,8 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
     walked = [first]
     for index, technique in enumerate(recipe.steps):
         name, before = name_of(technique), shape_in(model.config)
-        refusals = list(technique.refusals(model.config, before))
+        refusals = [] if technique.keeps_grids else list(why_not_keeping(model.config))
+        refusals += technique.refusals(model.config, before)
         refusals += [
             f"with: {name_of(one)}: {refusal}"
             for one in getattr(technique, "with_", ())
@@ -189,15 +196,18 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
 
 def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
     mistakes = []
-    for index, technique in enumerate(recipe.steps):
-        wanted = [name for name in technique.asks() if name in NEEDS_TEXTS]
-        where = f"steps.{index}.{name_of(technique)}"
+    wanting = [
+        (f"steps.{index}.{name_of(technique)}", any(name in NEEDS_TEXTS for name in technique.asks()))
+        for index, technique in enumerate(recipe.steps)
+    ]
+    decided = (recipe.deploy.decided or {}).get("precision")
+    fixed = decided if recipe.deploy.precision == "auto" else recipe.deploy.precision
+    for where, wanted in [*wanting, ("deploy.precision: int8-static", fixed == "int8-static")]:
         if wanted and recipe.data.source is None:
             mistakes.append(f"{where} needs texts: give `data:` a source, or pass --data")
         elif wanted and texts is not None and texts.train is None:
             mistakes.append(f"{where} needs a train split; {recipe.data.source} has only texts to evaluate on")
-    chooses = recipe.deploy.precision == "auto" and not (recipe.deploy.decided or {}).get("precision")
-    if chooses and recipe.data.source is None:
+    if (fixed or "auto") == "auto" and recipe.data.source is None:
         mistakes.append("deploy.precision: auto needs texts to judge by: give `data:` a source, or name a precision")
     return mistakes
 

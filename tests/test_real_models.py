@@ -70,6 +70,20 @@ def test_a_precision_keeps_the_quality(exported, precision, lost, tmp_path):
         assert abs(after[name] - value) <= lost * (value if task.relative else 1), name
 
 
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_calibrated_int8_keeps_the_quality_of_an_encoder(exported, method, tmp_path):
+    _, task, folder = exported
+    if task.name == "text-generation":
+        pytest.skip("one activation scale for a tensor ruins decoders")
+    texts = load_texts(task.data, 0)
+    drawn = task.examples(texts.train.shuffle(seed=0), 64, labelled=False)
+    options = {"texts": [task.collate([one]) for one in drawn], "method": method}
+    served = load_ort(make_precisions(folder, tmp_path, {"int8-static": options})["int8-static"], type(task))
+    evaluation = Evaluation.of(task, texts.evaluation(task.data.evaluation))
+    before, after = evaluation.quality(load_ort(folder, type(task))), evaluation.quality(served)
+    assert all(abs(after[name] - value) <= 0.03 for name, value in before.items())
+
+
 @pytest.mark.skipif(library_path() is None, reason="the kernels are not built here")
 def test_a_whole_model_answers_alike_with_our_kernels_and_without(tmp_path):
     """Nearly: attention, norms and activations are other float operations, and rounding turns their last bits into

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,11 @@ from typing import Any, Literal
 import onnx
 from transformers import PreTrainedModel
 
+from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.benchmark import Target, benchmark
+from optimum_slim.deploy.calibration import Method
 from optimum_slim.deploy.export import onnx_bytes, save_onnx
+from optimum_slim.deploy.integers import OnGrid, weights_on_grids
 from optimum_slim.deploy.measure import fastest_patterns
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
@@ -23,12 +26,15 @@ from optimum_slim.tasks.task import Metrics, loss_of_quality
 
 WORTH_A_LIBRARY = 1.1  # so much faster must int8-rows be to be chosen: without our kernels it is a little slower
 
+Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights"]
+
 
 @dataclass(frozen=True)
 class Deploy:
     """How the slim model becomes the ONNX file that is served."""
 
-    precision: Literal["auto", "fp32", "int8-dynamic", "int8-rows", "int8-weights"] = "auto"  # auto: fastest of all
+    precision: Precision = "auto"  # auto: fastest of all; int8-static only after quantize.aware
+    calibration_method: Method = "minmax"  # int8-static: how texts tell ranges that quantize.aware did not learn
     group_size: int | None = None  # int8-rows: inputs that share a scale, e.g. 64; null: all inputs of a row
     target: Target = field(default_factory=Target)  # the loads to be fast at
     sparse: Literal["auto", "never", "always"] = "auto"  # int8-rows: zeros are left out where that is measured faster
@@ -46,7 +52,13 @@ class Deploy:
 
 
 def choose_precision(
-    model: PreTrainedModel, source: Path, work: Path, deploy: Deploy, validation: Evaluation | None, causal: bool
+    model: PreTrainedModel,
+    source: Path,
+    work: Path,
+    deploy: Deploy,
+    validation: Evaluation | None,
+    causal: bool,
+    texts: Callable[[], Batches] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Makes the wanted precision, or for `auto` all of them, and decides.
 
@@ -57,6 +69,7 @@ def choose_precision(
         deploy: the settings.
         validation: texts to judge on; none where the recipe has no data.
         causal: the model has a cache, and decoding counts.
+        texts: gives those to calibrate on; None where the recipe has none to train on.
 
     Returns:
         The folder of the chosen candidate, and what was decided, for `Deploy.decided`: its `precision`, and for sparse
@@ -64,13 +77,20 @@ def choose_precision(
 
     Raises:
         QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`.
+        ModelError: a weight is no longer on its grid.
     """
     decided = (deploy.decided or {}).get("precision", "auto")
     fixed = decided if deploy.precision == "auto" else deploy.precision
-    names = list(PRECISIONS) if fixed == "auto" else [fixed]
+    grids = weights_on_grids(model)
+    names = tried_by_auto(grids, texts is not None) if fixed == "auto" else [fixed]
     patterns = choose_patterns(model, deploy, causal) if "int8-rows" in names else {}
-    rows = {"group_size": deploy.group_size, "patterns": patterns}
-    folders = make_precisions(source, work, {name: rows if name == "int8-rows" else {} for name in names})
+    calibration = texts() if texts is not None and "int8-static" in names else ()
+    options: dict[str, dict[str, Any]] = {
+        "int8-static": {"texts": calibration, "method": deploy.calibration_method, "grids": grids},
+        "int8-rows": {"group_size": deploy.group_size, "patterns": patterns, "grids": grids},
+        "int8-weights": {"grids": grids},
+    }
+    folders = make_precisions(source, work, {name: options.get(name, {}) for name in names})
 
     def chosen(name: str) -> tuple[Path, dict[str, Any]]:
         sparse = {"patterns": patterns} if patterns and name == "int8-rows" else {}
@@ -98,6 +118,14 @@ def choose_precision(
         return times[name][-1]["p50"] * handicap, onnx_bytes(folders[name] / "model.onnx")
 
     return chosen(min(good, key=slowness))
+
+
+def tried_by_auto(grids: Mapping[str, OnGrid], texts: bool) -> list[str]:
+    """The precisions that `auto` makes and compares: int8-static where training has learnt the ranges, and there are
+    `texts` to find the others on. Without that it costs each run a calibration, for about the speed and quality of
+    int8-dynamic."""
+    learnt = texts and any(known.grid.input_scale is not None for known in grids.values())
+    return [name for name in PRECISIONS if name != "int8-static" or learnt]
 
 
 def choose_patterns(model: PreTrainedModel, deploy: Deploy, causal: bool) -> dict[str, str]:

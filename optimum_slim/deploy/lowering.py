@@ -17,14 +17,14 @@ from optimum_slim.deploy.graph import (
     float_embeddings,
     fold_transposed_weights,
     opset_of,
-    quantized_rows,
     read_integers,
     replace_node,
     stored_array,
     tied_heads,
 )
+from optimum_slim.deploy.integers import OnGrid, signed_integers
 from optimum_slim.deploy.linears import Linear, linears_in
-from optimum_slim.deploy.names import module_path
+from optimum_slim.deploy.names import module_path, of_module
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.function import DOMAIN, slim_functions, slim_node
 from optimum_slim.kernels.packing import MIDDLE, pack
@@ -33,7 +33,12 @@ from optimum_slim.kernels.pattern import pattern_named
 SMALLEST = 1024  # weights; a classifier's few rows are not worth a node of another kind
 
 
-def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int | None = None) -> list[str]:
+def lower(
+    graph: onnx.ModelProto,
+    patterns: Mapping[str, str],
+    group_size: int | None = None,
+    grids: Mapping[str, OnGrid] | None = None,
+) -> list[str]:
     """Makes every linear of at least `SMALLEST` weights a SlimLinear, in place.
 
     Args:
@@ -41,12 +46,13 @@ def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int |
         patterns: pattern by torch weight, e.g. {"bert.encoder.layer.0.output.dense.weight": "4x1"}; others are dense.
         group_size: inputs that share a scale, of weights and of activations; default: all. Linears whose inputs it does
             not divide have one scale.
+        grids: of weights that stand on one, by torch name; their integers are kept.
 
     Returns:
         The names of the new nodes.
 
     Raises:
-        ModelError: the zeros of a weight do not fit its pattern.
+        ModelError: the zeros of a weight do not fit its pattern, or a weight is not on its grid.
     """
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
@@ -57,9 +63,10 @@ def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int |
         if weight.size < SMALLEST:
             continue
         path = module_path(linear.nodes[0])
-        pattern = next((pattern for name, pattern in patterns.items() if name.endswith(f"{path}.weight")), "dense")
+        pattern = of_module(patterns, path) or "dense"
         grouped = group_size if group_size and weight.shape[1] % group_size == 0 else None
-        node = _slim_linear(graph, linear, weight, pattern, grouped)
+        integers, scale = signed_integers(linear.name, weight, of_module(grids or {}, path), grouped)
+        node = _slim_linear(graph, linear, integers, scale, pattern, grouped)
         if linear.weight in tied:
             groups = weight.shape[1] // (grouped or weight.shape[1])
             for gather in float_embeddings(graph)[tied[linear.weight]]:
@@ -81,10 +88,14 @@ def uses_kernels(path: Path) -> bool:
 
 
 def _slim_linear(
-    graph: onnx.ModelProto, linear: Linear, weight: np.ndarray, pattern: str, group_size: int | None
+    graph: onnx.ModelProto,
+    linear: Linear,
+    integers: np.ndarray,
+    scale: np.ndarray,
+    pattern: str,
+    group_size: int | None,
 ) -> onnx.NodeProto:
-    outputs, inputs = weight.shape
-    integers, scale = quantized_rows(weight, group_size)
+    outputs, inputs = integers.shape
     try:
         gaps, values = pack(integers, pattern)
     except ValueError as error:

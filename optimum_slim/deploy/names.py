@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -13,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import blocks_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,15 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
                 f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight"
             )
     return found
+
+
+def of_module(named: Mapping[str, T], path: str) -> T | None:
+    """What is said of a module's weight under its torch name, e.g. "bert.pooler.dense.weight"; None where nothing is.
+
+    Args:
+        path: of the module, by `module_path`; it may lack the names of models around it.
+    """
+    return next((one for name, one in named.items() if f".{name}".endswith(f".{path}.weight")), None)
 
 
 def module_path(node: onnx.NodeProto) -> str:

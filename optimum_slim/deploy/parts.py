@@ -61,8 +61,8 @@ def file_parts(path: Path) -> list[dict[str, Any]]:
 
 def layer_rows(path: Path) -> list[dict[str, Any]]:
     """For each block rows {layer, heads, kv_heads, ffn, parameters, bytes, stored}; a weight that blocks share counts
-    for the first. `stored` tells of the linears: fp32, int8, int8 4x1, 8-bit blocks, or several of these; also where
-    zeros bring nothing, because the layer is no faster with them or the precision knows none.
+    for the first. `stored` tells of the linears: fp32, int8, int8 static, int8 4x1, 8-bit blocks, or several of these;
+    also where zeros bring nothing, because the layer is no faster with them or the precision knows none.
 
     Raises:
         ModelError: as `file_parts`.
@@ -170,6 +170,8 @@ def _stored(tensor: TensorProto, nodes: list[onnx.NodeProto]) -> str:
         if node.op_type.startswith("SlimLinear"):
             pattern = attribute_of(node, "pattern", b"").decode()
             return "int8" if pattern == "dense" else f"int8 {pattern}"
+        if node.op_type == "DequantizeLinear":
+            return "int8 static"
         if node.op_type == "MatMulNBits":
             return f"{attribute_of(node, 'bits', None)}-bit blocks"
     kind = TensorProto.DataType.Name(tensor.data_type)

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
+from optimum_slim.deploy.calibration import Method, input_ranges
 from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
@@ -22,8 +25,10 @@ from optimum_slim.deploy.graph import (
     tied_heads,
     unsigned_weights,
 )
+from optimum_slim.deploy.integers import OnGrid, blocks_on_grids
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.norms import fuse_residual_norms
+from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
 
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
 
@@ -66,9 +71,37 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
     save_onnx(quantized, target)
 
 
-def int8_weights(graph: onnx.ModelProto, target: Path) -> None:
+def int8_static(
+    graph: onnx.ModelProto,
+    target: Path,
+    texts: Batches,
+    method: Method = "minmax",
+    grids: Mapping[str, OnGrid] | None = None,
+) -> None:
+    """8-bit weights with a scale per output, activations to uint8 with a scale per tensor that stands in the file
+    (Jacob et al., arXiv:1712.05877): found by training (`grids`), else on texts.
+
+    Args:
+        texts: to calibrate on. method: how, see `input_ranges`. grids: of weights that have one, by torch name.
+    """
+    grids = grids or {}
+    fold_transposed_weights(graph)
+    tied = tied_heads(graph)
+    linears = static_linears(graph)
+    scratch = target.with_name("calibration.onnx")
+    ranges = input_ranges(graph, uncalibrated(linears, grids), texts, method, scratch)
+    quantize_linears(graph, linears, grids, ranges)
+    quantize_embeddings(graph, tied)
+    save_onnx(graph, target)
+
+
+def int8_weights(graph: onnx.ModelProto, target: Path, grids: Mapping[str, OnGrid] | None = None) -> None:
     """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
-    (MatMulNBits): for decoders, which one activation scale per tensor ruins."""
+    (MatMulNBits): for decoders, which one activation scale per tensor ruins.
+
+    Args:
+        grids: of weights that stand on one, by torch name: their blocks keep its integers.
+    """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     fold_transposed_weights(graph)
@@ -76,28 +109,36 @@ def int8_weights(graph: onnx.ModelProto, target: Path) -> None:
     _gemms_to_matmuls(graph)
     # accuracy_level 4 multiplies in int8; level 0 is about 20 times slower at one row.
     config = DefaultWeightOnlyQuantConfig(block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
+    kept = blocks_on_grids(graph, grids or {}, WEIGHT_BLOCK)
     quantizer = MatMulNBitsQuantizer(graph, algo_config=config)
     with _quietly():
         quantizer.process()
     quantized = quantizer.model.model
+    for tensor in quantized.graph.initializer:
+        if tensor.name in kept:
+            tensor.CopyFrom(numpy_helper.from_array(kept[tensor.name], tensor.name))
     share_embedding_blocks(quantized, tied, WEIGHT_BLOCK)
     quantize_embeddings(quantized, {})
     save_onnx(quantized, target)
 
 
 def int8_rows(
-    graph: onnx.ModelProto, target: Path, group_size: int | None = None, patterns: Mapping[str, str] | None = None
+    graph: onnx.ModelProto,
+    target: Path,
+    group_size: int | None = None,
+    patterns: Mapping[str, str] | None = None,
+    grids: Mapping[str, OnGrid] | None = None,
 ) -> None:
     """int8 linears whose activations have a scale per row, or per row and group of inputs (SlimLinear), so that one
     large value ruins no other row.
 
     Args:
         group_size: inputs that share a scale; default: all inputs of a row.
-        patterns: of the weights that run sparse, by torch name.
+        patterns: of the weights that run sparse, by torch name. grids: of those that stand on one.
     """
     fuse_residual_norms(graph)
     fuse_attention(graph)
-    lower(graph, patterns or {}, group_size)
+    lower(graph, patterns or {}, group_size, grids)
     quantize_embeddings(graph, {})
     save_onnx(graph, target)
 
@@ -106,6 +147,7 @@ def int8_rows(
 PRECISIONS: dict[str, Callable[..., None]] = {
     "fp32": fp32,
     "int8-dynamic": int8_dynamic,
+    "int8-static": int8_static,
     "int8-rows": int8_rows,
     "int8-weights": int8_weights,
 }

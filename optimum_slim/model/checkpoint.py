@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
+from optimum_slim.model.grids import load_grids, save_grids
 from optimum_slim.model.shape import Shape, shape_in
 from optimum_slim.model.surgery import reshape
 from optimum_slim.sources import local_path
@@ -130,6 +131,7 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     if problems:
         told = "; ".join(f"{kind}: {', '.join(map(str, sorted(keys)[:3]))}" for kind, keys in problems.items())
         raise ModelError(f"model: the weights in {folder} do not fit its config.json ({told})")
+    load_grids(model, folder)
     return model.eval()
 
 
@@ -180,8 +182,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Saves weights (safetensors), config and tokenizer into `folder`."""
+    """Saves weights and their grids (safetensors), config and tokenizer into `folder`."""
     model.save_pretrained(folder, safe_serialization=True)
+    save_grids(model, Path(folder))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -10,6 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.pattern import PATTERNS
 from optimum_slim.model.hook import SLIM_VERSION
+
+T = TypeVar("T")
 
 
 def note_sparsity(config: PretrainedConfig, names: Iterable[str], pattern: str) -> None:
@@ -62,18 +65,21 @@ def move_blocks(config: PretrainedConfig, moved: Mapping[str, str | None]) -> No
     Args:
         moved: the new name of each block by its old one, e.g. "bert.encoder.layer.2"; None where it is gone.
     """
-    listed = sparsity_in(config)
-    if not listed:
-        return
+    if sparsity_in(config):
+        _write(config, moved_names(sparsity_in(config), moved))
+
+
+def moved_names(listed: Mapping[str, T], moved: Mapping[str, str | None]) -> dict[str, T]:
+    """What is listed by parameter, under the names that they have after a move of blocks, as `move_blocks`."""
     after = {}
-    for name, pattern in listed.items():
+    for name, one in listed.items():
         block = next((block for block in moved if name.startswith(f"{block}.")), None)
         place = block if block is None else moved[block]
         if block is None:
-            after[name] = pattern
+            after[name] = one
         elif place is not None:
-            after[place + name.removeprefix(block)] = pattern
-    _write(config, after)
+            after[place + name.removeprefix(block)] = one
+    return after
 
 
 def why_not_cut(config: PretrainedConfig) -> Iterator[str]:

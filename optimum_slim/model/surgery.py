@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.model.anatomy import Block, anatomy_of, block_list, blocks_of
+from optimum_slim.model.grids import move_grids
 from optimum_slim.model.shape import Shape, shape_of, write_shape
 from optimum_slim.model.sparsity import move_blocks
 
@@ -30,7 +31,9 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     if layer_types is not None:
         model.config.layer_types = [layer_types[index] for index in kept]
     moved: dict[str, str | None] = dict.fromkeys(names)
-    move_blocks(model.config, moved | {names[index]: names[place] for place, index in enumerate(kept)})
+    moved |= {names[index]: names[place] for place, index in enumerate(kept)}
+    move_blocks(model.config, moved)
+    move_grids(model, moved)
     write_shape(model.config, Shape(tuple(sizes.blocks[index] for index in kept), sizes.head_dim))
 
 

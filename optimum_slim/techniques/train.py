@@ -64,14 +64,14 @@ class Train(Technique):
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         if self.labels and task_named("auto", config) is FeatureExtraction:
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
-        placing = [one for one in self.with_ if type(one).sparsified is not Trained.sparsified]
-        if len(placing) < 2:
-            return
-        model = empty_model(copy.deepcopy(config))
-        owned = Counter(name for one in placing for name in one.sparsified(model))
-        twice = [name for name, times in owned.items() if times > 1]
-        if twice:
-            yield f"with: two techniques place the zeros of {twice[0]}; give each targets of its own"
+        for role, does in (("sparsified", "place the zeros of"), ("quantized", "quantize")):
+            able = [one for one in self.with_ if getattr(type(one), role) is not getattr(Trained, role)]
+            if len(able) > 1:
+                model = empty_model(copy.deepcopy(config))
+                owned = Counter(name for one in able for name in getattr(one, role)(model))
+                twice = [name for name, times in owned.items() if times > 1]
+                if twice:
+                    yield f"with: two techniques {does} {twice[0]}; give each targets of its own"
 
     def note(self, model: PreTrainedModel) -> None:
         for one in self.with_:

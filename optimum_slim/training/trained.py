@@ -59,6 +59,10 @@ class Trained:
         """The parameters whose zeros this technique places; planning asks on the empty model."""
         return []
 
+    def quantized(self, model: PreTrainedModel) -> list[str]:
+        """The parameters that this technique puts on a grid; planning asks on the empty model."""
+        return []
+
     def note(self, model: PreTrainedModel) -> None:
         """Writes into the model's config, in place, what steps after the pass must know, as `Technique.note` does."""
 

@@ -10,7 +10,8 @@ import torch
 from onnx import numpy_helper
 
 from optimum_slim.deploy.export import export
-from optimum_slim.deploy.lowering import lower, quantized_rows, uses_kernels
+from optimum_slim.deploy.graph import quantized_rows
+from optimum_slim.deploy.lowering import lower, uses_kernels
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.measure import one_linear
 from optimum_slim.deploy.names import module_path

@@ -14,10 +14,16 @@ from optimum_slim.model.surgery import keep_heads, keep_neurons
 from optimum_slim.report.report import parameters_of
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
-from tests.tiny import mostly_slow, tiny
+from tests.tiny import mostly_slow, tiny, token_batches
 
 SHOWN = ("bert", "llama", "qwen2", "gpt2")  # qwen2's and gpt2's heads read their embeddings
-STORED = {"fp32": "fp32", "int8-dynamic": "int8", "int8-rows": "int8", "int8-weights": "8-bit blocks"}
+STORED = {
+    "fp32": "fp32",
+    "int8-dynamic": "int8",
+    "int8-static": "int8 static",
+    "int8-rows": "int8",
+    "int8-weights": "8-bit blocks",
+}
 
 
 def uneven(family):
@@ -37,7 +43,8 @@ def made(request, tmp_path_factory):
     model.config.save_pretrained(source)
     for name, make in PRECISIONS.items():
         model.config.save_pretrained(root / name)
-        make(prepared(source / "model.onnx"), root / name / "model.onnx")
+        options = {"texts": token_batches()} if name == "int8-static" else {}
+        make(prepared(source / "model.onnx"), root / name / "model.onnx", **options)
     optimum_int8(source, root / "optimum")
     return model, root
 

@@ -16,7 +16,8 @@ from optimum_slim.deploy.verify import load_ort
 from optimum_slim.tasks import task_named
 from tests.tiny import DECODERS, answers, mostly_slow, tiny, token_batches
 
-INT8 = ("int8-dynamic", "int8-rows", "int8-weights")
+INT8 = ("int8-dynamic", "int8-static", "int8-rows", "int8-weights")
+WHOLE = ("int8-dynamic", "int8-weights")  # also linears of fewer than `SMALLEST` weights
 SHOWN = ("bert", "roberta", "llama", "gpt2")
 VOCABULARY = 2000  # large enough to be most of the model
 
@@ -30,7 +31,8 @@ def deployed(request, tmp_path_factory):
     for name, make in PRECISIONS.items():
         (folder / name).mkdir()
         model.config.save_pretrained(folder / name)
-        make(prepared(folder / "model.onnx"), folder / name / "model.onnx")
+        options = {"texts": token_batches()} if name == "int8-static" else {}
+        make(prepared(folder / "model.onnx"), folder / name / "model.onnx", **options)
     return model, {name: folder / name for name in PRECISIONS}
 
 
@@ -52,7 +54,8 @@ def of_weights(graph, *operators):
 
 
 @pytest.mark.parametrize(
-    ("precision", "share"), [("fp32", 4.0), ("int8-dynamic", 1.0), ("int8-rows", 1.01), ("int8-weights", 1.125)]
+    ("precision", "share"),
+    [("fp32", 4.0), ("int8-dynamic", 1.0), ("int8-static", 1.01), ("int8-rows", 1.01), ("int8-weights", 1.125)],
 )
 def test_every_weight_is_stored_once(deployed, precision, share):
     model, folders = deployed
@@ -69,13 +72,14 @@ def test_no_weight_is_multiplied_as_floats(deployed, precision):
     _, folders = deployed
     graph = onnx.load(folders[precision] / "model.onnx")
     floats = [t for t in of_weights(graph, "MatMul", "Gemm") if t.data_type == onnx.TensorProto.FLOAT]
-    assert [t.name for t in floats if math.prod(t.dims) >= SMALLEST or precision != "int8-rows"] == []
+    assert [t.name for t in floats if math.prod(t.dims) >= SMALLEST or precision in WHOLE] == []
     tables = [t.name for t in of_weights(graph, "Gather") if t.data_type == onnx.TensorProto.FLOAT and t.dims[-1] > 1]
     assert [name for name in tables if "type" not in name] == []  # two token types are not worth a scale
 
 
 @pytest.mark.parametrize(
-    ("precision", "cosine"), [("fp32", 0.999999), ("int8-dynamic", 0.99), ("int8-rows", 0.995), ("int8-weights", 0.99)]
+    ("precision", "cosine"),
+    [("fp32", 0.999999), ("int8-dynamic", 0.99), ("int8-static", 0.99), ("int8-rows", 0.995), ("int8-weights", 0.99)],
 )
 def test_answers_stay_close(deployed, precision, cosine):
     model, folders = deployed

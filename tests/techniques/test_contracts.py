@@ -17,6 +17,7 @@ Logits, HiddenStates, Relations, Attentions = map(
 )
 Magnitude, Wanda, SparseGPT = map(technique_class, ("sparsify.magnitude", "sparsify.wanda", "sparsify.sparsegpt"))
 Gradual, Evolve = map(technique_class, ("sparsify.gradual", "sparsify.evolve"))
+Aware = technique_class("quantize.aware")
 
 
 def learning(*losses, **settings):
@@ -43,6 +44,7 @@ CASES = {
     "training": (learning(Logits(), HiddenStates(), labels=0.5), ("distilbert", "llama", "gpt2", "opt")),
     "training of attention": (learning(Relations(), Attentions(), labels=0.5), ("roberta", "qwen3")),
     "more and more zeros": (learning(Logits(), Gradual(ratio=0.5, pattern="4x2", every=1)), ("gpt2",)),
+    "rounding": (learning(Logits(), Aware(delay=0)), ("distilbert", "mistral", "gpt2")),
     "moving zeros": (learning(Logits(), Evolve(start="random", ratio=0.5, pattern="2:4", every=1)), ("roberta",)),
 }
 IDLE = (
@@ -69,8 +71,8 @@ def matrix():
 @pytest.mark.parametrize(("technique", "family"), matrix())
 def test_techniques_keep_the_contract(technique, family, tmp_path):
     if isinstance(technique, Train) and family == "xlm-roberta":  # an embedder: no logits, no labels
-        zeros = [one for one in technique.with_ if isinstance(one, Gradual | Evolve)]
-        technique = learning(HiddenStates(), *zeros)
+        others = [one for one in technique.with_ if isinstance(one, Gradual | Evolve | Aware)]
+        technique = learning(HiddenStates(), *others)
     assert not list(technique.mistakes())
     model = tiny(family)
     assert not list(technique.refusals(model.config, shape_in(model.config)))

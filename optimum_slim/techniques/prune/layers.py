@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -24,6 +24,8 @@ class PruneLayers(Technique):
     - prune.layers: {ratio: 0.1, which: influence}
     - prune.layers: {which: [0, 2, 4]}
     """
+
+    keeps_grids: ClassVar[bool] = True
 
     ratio: float | None = None  # share of the layers to remove
     keep: int | None = None  # or how many stay

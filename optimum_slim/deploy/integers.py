@@ -1,0 +1,111 @@
+"""From a weight of an ONNX graph to the integers that are stored: those of its grid, where quantization gave it one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from transformers import PreTrainedModel
+
+from optimum_slim.deploy.graph import quantized_rows, stored_array
+from optimum_slim.deploy.linears import linears_in
+from optimum_slim.deploy.names import module_path, of_module
+from optimum_slim.errors import ModelError
+from optimum_slim.kernels.packing import MIDDLE, turned
+from optimum_slim.model.grids import Grid, grids_of
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """A torch weight that stands on a grid."""
+
+    grid: Grid
+    integers: np.ndarray  # uint8 [outputs, inputs]
+
+
+def weights_on_grids(model: PreTrainedModel) -> dict[str, OnGrid]:
+    """The weights of a model that stand on a grid, by the parameter's name.
+
+    Raises:
+        ModelError: one was changed after it was quantized.
+    """
+    grids = grids_of(model)
+    return {name: OnGrid(grid, grid.integers(name, model.get_parameter(name)).numpy()) for name, grid in grids.items()}
+
+
+def weight_integers(name: str, weight: np.ndarray, known: OnGrid | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The integers of a weight: those of its grid, or by a symmetric scale of each output.
+
+    Args:
+        name: for the error. weight: float32 [outputs, inputs], as the graph holds it: a factor that was folded into it
+        goes into the scales.
+
+    Returns:
+        uint8 [outputs, inputs], scale float32 [outputs], zero point uint8 [outputs].
+
+    Raises:
+        ModelError: the weight is not what its grid says, or the grid has several scales for an output.
+    """
+    if known is None:
+        integers, scale = quantized_rows(weight)
+        return turned(integers), scale[:, 0], np.full(len(weight), MIDDLE, np.uint8)
+    if known.grid.scale.shape[1] > 1:
+        raise ModelError(f"{name}: a weight of {known.grid.scale.shape[1]} scales an output cannot be stored with one")
+    scale, zero_point = known.grid.scale.numpy(), known.grid.zero_point.numpy()
+    floats = (known.integers.astype(np.float32) - zero_point) * scale
+    factor = np.float32(1)
+    if not np.array_equal(floats, weight) and floats.shape == weight.shape:
+        largest = np.abs(floats).argmax()
+        factor = weight.flat[largest] / floats.flat[largest]
+    if floats.shape != weight.shape or not np.allclose(floats * factor, weight, rtol=1e-6, atol=0):
+        raise ModelError(f"{name}: the weight in the ONNX graph is not on the grid that quantization put it on")
+    return known.integers, scale[:, 0] * factor, zero_point[:, 0]
+
+
+def signed_integers(
+    name: str, weight: np.ndarray, known: OnGrid | None, group_size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same as integers from -127 to 127 around 0.
+
+    Args:
+        name, weight, known: as above. group_size: inputs that share a scale; default: all.
+
+    Returns:
+        int8 [outputs, inputs], and scales float32 [outputs, groups].
+
+    Raises:
+        ModelError: as above, or zero is not in the grid's middle.
+    """
+    if known is None:
+        return quantized_rows(weight, group_size)
+    integers, scale, zero_point = weight_integers(name, weight, known)
+    centred = integers.astype(np.int16) - zero_point[:, None]
+    if np.abs(centred).max() > 127:
+        raise ModelError(f"{name}: its grid is not symmetric, as 8-bit integers around 0 are")
+    return centred.astype(np.int8), np.repeat(scale[:, None], weight.shape[1] // (group_size or weight.shape[1]), 1)
+
+
+def blocks_on_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], block: int) -> dict[str, np.ndarray]:
+    """The tensors that hold weights which stand on a grid, as MatMulNBits reads them, under the names that its
+    quantizer gives: uint8 [outputs, blocks, block], zero point 128, and scales float32 [outputs * blocks].
+
+    Args:
+        graph: whose linears are MatMuls. grids: by torch name. block: inputs that share a scale.
+
+    Raises:
+        ModelError: as `signed_integers`.
+    """
+    found: dict[str, np.ndarray] = {}
+    for linear in linears_in(graph):
+        known = of_module(grids, module_path(linear.nodes[0]))
+        if known is None:
+            continue
+        weight = stored_array(graph, linear.weight)
+        rows = np.ascontiguousarray(weight.T if linear.transposed else weight)
+        integers, scale = signed_integers(linear.name, rows, known)
+        filled = np.pad(integers, ((0, 0), (0, -rows.shape[1] % block)))
+        found[f"{linear.weight}_Q8"] = turned(filled).reshape(len(rows), -1, block)
+        found[f"{linear.weight}_scales"] = np.repeat(scale, filled.shape[1] // block, 1).flatten()
+    return found

@@ -1,0 +1,1 @@
+"""Quantization: weights and what enters their linears stand on grids of integers."""
