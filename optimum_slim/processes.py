@@ -47,7 +47,10 @@ def join(cpu: bool) -> None:
         return
     from accelerate import PartialState
 
-    PartialState(cpu=cpu or not torch.cuda.is_available())
+    cpu = cpu or not torch.cuda.is_available()
+    if cpu:  # by itself accelerate says cpu:0, to which the Trainer cannot load a checkpoint
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState(cpu=cpu)
     _told_by = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
@@ -144,7 +147,8 @@ def leading() -> Iterator[Lead]:
     except BaseException as error:
         if count() > 1 and is_broken(error):
             raise ProcessError(
-                "another process of this run has ended; the same command goes on from the last checkpoint"
+                "another process of this run has ended, for lack of memory perhaps; the same command goes on from the last "
+                "checkpoint"
             ) from error
         if count() > 1 and not lead.busy:
             with suppress(RuntimeError):

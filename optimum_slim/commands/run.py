@@ -68,7 +68,7 @@ def started(count: int, threads: int) -> int:
     settings = sizes | {"mixed_precision": "no", "dynamo_backend": "no"}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     command = ["--multi_gpu", *options, "-m", "optimum.commands.optimum_cli", *sys.argv[1:]]
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # each process tells its own end
+    logging.disable()  # the first process tells what goes wrong
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         launch_command(launch_command_parser().parse_args(command))
@@ -76,8 +76,8 @@ def started(count: int, threads: int) -> int:
         return 128 + stopped.sigval
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        if failure.exitcode < 0:
-            print(f"error: process {rank} was ended by {failure.signal_name()}; {CONTINUED}", file=sys.stderr)
+        if rank == 0 and failure.exitcode < 0:
+            print(f"error: the first process was ended by {failure.signal_name()}; {CONTINUED}", file=sys.stderr)
         return max(failure.exitcode, 1)
     return 0
 
