@@ -50,6 +50,7 @@ def join(cpu: bool) -> None:
     cpu = cpu or not torch.cuda.is_available()
     if cpu:  # by itself accelerate says cpu:0, to which the Trainer cannot load a checkpoint
         os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # or transformers loads no weights but in the first process
     PartialState(cpu=cpu)
     _told_by = dist.new_group(backend="gloo", timeout=PATIENCE)
 
@@ -71,8 +72,8 @@ def index() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
-def shared() -> bool:
-    """Whether each process is to hold a part of the weights only (FSDP)."""
+def sharded() -> bool:
+    """Whether each process is to hold a part of each weight only, by `accelerate launch --use_fsdp`."""
     return count() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
@@ -147,8 +148,8 @@ def leading() -> Iterator[Lead]:
     except BaseException as error:
         if count() > 1 and is_broken(error):
             raise ProcessError(
-                "another process of this run has ended, for lack of memory perhaps; the same command goes on from the last "
-                "checkpoint"
+                "another process of this run has ended, for lack of memory perhaps; the same command goes on from the "
+                "last checkpoint"
             ) from error
         if count() > 1 and not lead.busy:
             with suppress(RuntimeError):

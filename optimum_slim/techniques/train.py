@@ -17,6 +17,7 @@ from optimum_slim.model.checkpoint import empty_model
 from optimum_slim.model.shape import Shape
 from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.sharding import gather
 from optimum_slim.training.trained import Trained
 from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
 
@@ -119,9 +120,11 @@ class Train(Technique):
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs take as many processes: not torch's DataParallel
         for parameter in frozen:
             parameter.requires_grad_(False)
+        # FSDP takes a model apart for good, so that it is given another.
+        student = copy.deepcopy(model) if processes.sharded() else model
         try:
             trainer = SlimTrainer(
-                model,
+                student,
                 arguments,
                 training_data,
                 self.with_,
@@ -131,7 +134,9 @@ class Train(Technique):
                 self.noise,
                 tokenizer.all_special_ids,
             )
-            train_pass(trainer, model, workdir)
+            train_pass(trainer, student, workdir)
+            if student is not model:
+                gather(student, model)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)

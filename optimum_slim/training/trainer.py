@@ -25,6 +25,7 @@ from optimum_slim.progress import progress
 from optimum_slim.tasks.task import IGNORED
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
+from optimum_slim.training.sharding import put_zeros, shard_on_cpus, spread
 from optimum_slim.training.trained import Step, Trained
 
 STATE_FILE = "trained_{index}.safetensors"
@@ -75,7 +76,9 @@ class SlimTrainer(Trainer):
         self.examples: Any = list(data.examples)
         self.lengths = [len(example["input_ids"]) for example in data.examples]
         self.causal = anatomy_of(model).causal
-        self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
+        if teacher is not None:
+            teacher = spread(teacher, self.accelerator) if processes.sharded() else nn.Module.to(teacher, args.device)
+        self.teacher = teacher.eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
 
@@ -89,6 +92,12 @@ class SlimTrainer(Trainer):
         if self.beside:
             optimizer.add_param_group({"params": self.beside, "weight_decay": self.args.weight_decay})
         return optimizer
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if processes.sharded() and not self.is_fsdp_enabled:
+            shard_on_cpus(self.accelerator)
+            self.is_fsdp_enabled = True
 
     def get_train_dataloader(self) -> DataLoader:
         size = self.args.train_batch_size * processes.count()
@@ -194,7 +203,7 @@ class _Zeros(TrainerCallback):
         for one in self.trained:
             zeros.update(one.zeros(model))
         for name, places in zeros.items():
-            model.get_parameter(name).data.masked_fill_(places, 0)
+            put_zeros(model.get_parameter(name).data, places)
 
 
 class _Beside(TrainerCallback):
