@@ -221,6 +221,6 @@ def identity(plan: Plan) -> dict[str, Any]:
         "model": fingerprint(plan.folder),
         "teacher": fingerprint(plan.teacher_folder),
         "data": plan.texts.fingerprint if plan.texts is not None else None,
-        "number of processes": processes.count(),
+        "number of processes": f"{processes.count()} with FSDP" if processes.sharded() else processes.count(),
         "versions": environment()["versions"],
     }

@@ -120,8 +120,10 @@ class Train(Technique):
         arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs take as many processes: not torch's DataParallel
         for parameter in frozen:
             parameter.requires_grad_(False)
-        # FSDP takes a model apart for good, so that it is given another.
-        student = copy.deepcopy(model) if processes.sharded() else model
+        # FSDP takes a model apart for good, so it is given a copy; neither stands whole on a GPU meanwhile.
+        student, device = model, model.device
+        if processes.sharded():
+            student = copy.deepcopy(nn.Module.to(model, "cpu"))
         try:
             trainer = SlimTrainer(
                 student,
@@ -137,6 +139,7 @@ class Train(Technique):
             train_pass(trainer, student, workdir)
             if student is not model:
                 gather(student, model)
+                nn.Module.to(model, device)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)
