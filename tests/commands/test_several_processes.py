@@ -1,5 +1,5 @@
-"""Runs in several processes, through the real command lines: the same losses, the same bytes after a kill, two machines,
-weights spread over processes, and one message for a mistake."""
+"""Runs in several processes, through the real command lines: the losses of one, the same bytes after a kill, two
+machines, weights spread over processes, and one message for a mistake."""
 
 from __future__ import annotations
 
