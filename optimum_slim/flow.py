@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
+from optimum_slim import processes
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
@@ -22,8 +24,10 @@ from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
+from optimum_slim.errors import ProcessError
 from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
+from optimum_slim.progress import silence
 from optimum_slim.recipe import Recipe
 from optimum_slim.report.card import write_card
 from optimum_slim.report.html import write_html
@@ -31,8 +35,8 @@ from optimum_slim.report.report import Report, Row, latency_row, parameters_of, 
 from optimum_slim.sources import local_path, told_name
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
-from optimum_slim.training.trainer import TrainingData
-from optimum_slim.workspace import Workspace
+from optimum_slim.training.trainer import TrainingData, losses
+from optimum_slim.workspace import Visit, Workspace, identity
 
 TORCH_BATCH = 16  # texts at a time when a torch model is judged
 
@@ -42,7 +46,8 @@ Say = Callable[[str], None]
 def slim(
     recipe: Recipe, output: str | Path, *, overwrite: bool = False, restart: bool = False, say: Say = lambda _: None
 ) -> Report:
-    """Makes a slim model of the recipe's model and writes the folder that serves it.
+    """Makes a slim model of the recipe's model and writes the folder that serves it. Where several processes were
+    started together, e.g. by `accelerate launch`, each calls this: they share what is trained, the first does the rest.
 
     Args:
         recipe: what to do.
@@ -54,33 +59,85 @@ def slim(
     Raises:
         SlimError: see errors.py.
     """
+    processes.join(cpu=recipe.device == "cpu")
     torch.set_num_threads(recipe.threads)
-    plan = planned(recipe)
-    with Workspace(Path(output), plan, overwrite, restart) as work:
+    plan = processes.agreed(lambda: planned(recipe))
+    if processes.count() > 1:
+        processes.agreed(lambda: _same_for_all(plan))
+    if processes.index() > 0:
+        return _follow(plan)
+    with processes.leading() as lead, Workspace(Path(output), plan, overwrite, restart) as work:
         supplies = Supplies(plan, work)
         original = Original(plan, work, say)
         model, report = _latest(plan, work)
         for step in plan.remaining(len(report.steps)):
             say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
             begun = time.monotonic()
-            step.technique.apply(model, **supplies.asked_by(step))
+            with _company(lead, step, plan, work):
+                step.technique.apply(model, **supplies.asked_by(step))
             report.steps.append(_step_row(step, model, plan, original, time.monotonic() - begun))
+            if trained := losses(work.folder / _training_folder(plan, step)):
+                report.steps[-1]["losses"] = trained
             work.checkpoint(model, plan.tokenizer, report)
         folder = _deploy(model.cpu(), plan, work, original, report, say)
         work.finish(folder)
+        processes.told({"done": asdict(report)})
     return report
+
+
+@contextmanager
+def _company(lead: processes.Lead, step: PlannedStep, plan: Plan, work: Workspace) -> Iterator[None]:
+    """Has the other processes take part in a step that trains; the rest the first does alone."""
+    if "training_data" not in step.asks or processes.count() == 1:
+        yield
+        return
+    done = work.done()
+    folders = [done[1].name if done else "", _training_folder(plan, step)]
+    with lead.calling({"step": plan.steps.index(step), "workspace": work.mark(), "folders": folders}):
+        work.share([name for name in folders if name])
+        yield
+
+
+def _follow(plan: Plan) -> Report:
+    """What processes other than the first do: they train with it, each on its part of every batch."""
+    silence()
+
+    def take_part(call: dict[str, Any]) -> None:
+        step, (before, _) = plan.steps[call["step"]], call["folders"]
+        with Visit(*call["workspace"]) as visit:
+            visit.share([name for name in call["folders"] if name])
+            model = _placed(load_model(visit.folder / before if before else plan.folder), plan)
+            step.technique.apply(model, **Supplies(plan, visit).asked_by(step))
+
+    return Report(**processes.follow(take_part))
+
+
+def _same_for_all(plan: Plan) -> None:
+    """Refuses processes that read other files than the first.
+
+    Raises:
+        ProcessError: names what differs.
+    """
+    mine = identity(plan)
+    differing = [key for key, value in processes.told(mine).items() if mine[key] != value]
+    if differing:
+        raise ProcessError(f"its {' and '.join(differing)} differ from the first process's; give all machines the same")
+
+
+def _training_folder(plan: Plan, step: PlannedStep) -> str:
+    return f"training-{plan.steps.index(step) + 1:02d}"
 
 
 class Supplies:
     """What techniques may ask for by the names of `apply`'s parameters; each is made when first asked for."""
 
-    def __init__(self, plan: Plan, work: Workspace):
+    def __init__(self, plan: Plan, work: Workspace | Visit):
         self.plan, self.work = plan, work
 
     def asked_by(self, step: PlannedStep) -> dict[str, Any]:
         made = {name: getattr(self, name) for name in step.asks if name != "workdir"}
         if "workdir" in step.asks:
-            made["workdir"] = self.work.kept(f"training-{self.plan.steps.index(step) + 1:02d}")
+            made["workdir"] = self.work.kept(_training_folder(self.plan, step))
         return made
 
     @cached_property
@@ -160,12 +217,15 @@ class Original:
 def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
     """The model and report after the last finished step, or the original and an empty report."""
     done = work.done()
-    model = load_model(done[1] if done else plan.folder)
-    report = Report.read(done[1]) if done else Report()
+    model = _placed(load_model(done[1] if done else plan.folder), plan)
+    return model, Report.read(done[1]) if done else Report()
+
+
+def _placed(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Moves the model to where it trains, in place."""
     wanted = plan.recipe.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    torch.nn.Module.to(model, device)
-    return model, report
+    return torch.nn.Module.to(model, device)
 
 
 def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: Original, seconds: float) -> Row:
@@ -208,7 +268,10 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     report.recipe = _completed(plan, decided)
     report.model = _model_row(plan)
     report.data = _data_row(plan)
-    report.environment = environment() | {"threads_of_training": recipe.threads}
+    report.environment = environment() | {
+        "threads_of_training": recipe.threads,
+        "processes_of_training": processes.count(),
+    }
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
     path = folder / "model.onnx"
     report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from optimum_slim import processes
 from optimum_slim.data.texts import Texts, load_texts
 from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
@@ -28,6 +29,7 @@ from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Task
 from optimum_slim.techniques import name_of
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.sharding import why_not_sharded
 
 BASE_BYTES = 700 * 2**20  # Python with torch, transformers and ONNX Runtime loaded
 NEEDS_TEXTS = ("calibration_data", "training_data")
@@ -119,6 +121,7 @@ def planned(recipe: Recipe) -> Plan:
         trains = any("training_data" in technique.asks() for technique in recipe.steps)
         if texts.train is not None and trains and task.needs_labels:
             _tried(mistakes, lambda: task.examples(texts.train))
+    mistakes += why_not_sharded()
     mistakes += _missing_texts(recipe, texts) + _too_long(recipe, config)
     taught_by = _tried(mistakes, lambda: load_config(teacher)) if teacher is not None else None
     if taught_by is not None and recipe.teacher is not None:
@@ -177,6 +180,11 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
             for refusal in one.refusals(model.config, teacher)
         ]
         after = technique.shape_after(before) if not refusals else before
+        refusals += [
+            f"with: {name_of(one)} works on whole weights, which FSDP spreads over processes; start them without it"
+            for one in getattr(technique, "with_", ())
+            if one.whole_weights and processes.sharded()
+        ]
         cuts = type(technique).shape_after is not Technique.shape_after
         removes = cuts and (getattr(technique, "ratio", None) or getattr(technique, "keep", None))
         if removes and not refusals and after == before:

@@ -40,7 +40,7 @@ class Recipe:
     deploy: Deploy = field(default_factory=Deploy)
     budget: None = None  # reserved for {quality_drop, speedup}
     seed: int = 0  # of every draw: calibration texts, batches, new weights
-    threads: int = 2  # of training and evaluation; the same number gives the same bytes
+    threads: int = 2  # of training, in each process, and of evaluation; the same number gives the same bytes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train and calibrate; figures are always the CPU's
 
     def mistakes(self) -> Iterator[str]:

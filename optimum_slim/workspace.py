@@ -7,6 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from optimum_slim import processes
 from optimum_slim.deploy.machine import environment
 from optimum_slim.errors import OutputError
 from optimum_slim.model.checkpoint import save_model
@@ -21,7 +25,7 @@ from optimum_slim.planning import Plan, fingerprint
 from optimum_slim.report.report import Report
 from optimum_slim.sources import local_path
 
-NOTHING_DONE = {"lock", "run.json", "run.unfinished"}
+NOTHING_DONE = {"lock", "run.json", "run.unfinished", "mark"}
 
 
 class Workspace:
@@ -35,7 +39,7 @@ class Workspace:
         self.output, self.overwrite, self.restart = output, overwrite, restart
         _refuse_to_replace(output.resolve(), plan)
         self.folder = output.with_name(f"{output.name}.partial")
-        self.identity = _identity(plan)
+        self.identity = identity(plan)
         self._lock = FileLock(f"{self.folder}/lock")
         self.disk_bytes = plan.disk_bytes
         _refuse_what_exists(output, overwrite)
@@ -96,6 +100,17 @@ class Workspace:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def mark(self) -> list[str]:
+        """The folder and a new sign in it, by which another process knows whether it sees the same folder."""
+        sign = uuid.uuid4().hex
+        (self.folder / "mark").write_text(sign)
+        return [str(self.folder.resolve()), sign]
+
+    def share(self, names: Sequence[str]) -> None:
+        """Lets other processes have folders of the workspace; each calls the same of its `Visit`."""
+        for name in names:
+            processes.copied(self.folder / name, self.folder / name)
+
     def finish(self, folder: Path) -> None:
         """Puts the finished folder in the output's place and removes the workspace."""
         if self.output.exists():
@@ -138,6 +153,33 @@ class Workspace:
         unfinished.replace(record)
 
 
+class Visit:
+    """The workspace of the first process in the eyes of another: the same folder where it is at hand, else, on another
+    machine, a temporary one with copies of what is shared."""
+
+    def __init__(self, place: str, sign: str):
+        self.first, mark = Path(place), Path(place) / "mark"
+        self.same = mark.is_file() and mark.read_text() == sign
+
+    def __enter__(self) -> Visit:
+        self._copy = None if self.same else tempfile.TemporaryDirectory()
+        self.folder = Path(self._copy.name) if self._copy else self.first
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._copy:
+            self._copy.cleanup()
+
+    def share(self, names: Sequence[str]) -> None:
+        for name in names:
+            processes.copied(self.first / name, self.folder / name)
+
+    def kept(self, name: str) -> Path:
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
 def is_full_disk(error: BaseException) -> bool:
     """Whether it comes from a full disk; libraries in Rust and C++ tell that in words only."""
     chain: BaseException | None = error
@@ -170,7 +212,7 @@ def _refuse_to_replace(output: Path, plan: Plan) -> None:
             raise OutputError(f"the output {output} would replace {source}; choose another")
 
 
-def _identity(plan: Plan) -> dict[str, Any]:
+def identity(plan: Plan) -> dict[str, Any]:
     """What must be equal for a run to be the same run."""
     # Not `deploy`: a run that ended because a precision cost too much goes on with another one.
     recipe = {key: value for key, value in plan.recipe.complete().items() if key != "deploy"}
@@ -179,5 +221,6 @@ def _identity(plan: Plan) -> dict[str, Any]:
         "model": fingerprint(plan.folder),
         "teacher": fingerprint(plan.teacher_folder),
         "data": plan.texts.fingerprint if plan.texts is not None else None,
+        "number of processes": f"{processes.count()} with FSDP" if processes.sharded() else processes.count(),
         "versions": environment()["versions"],
     }

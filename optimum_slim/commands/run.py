@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
@@ -10,30 +13,73 @@ from optimum_slim.commands.verb import Verb, add_recipe_arguments
 if TYPE_CHECKING:
     from optimum_slim.report.report import Report
 
+CONTINUED = "the same command goes on from where it was: from the last finished step, or within training"
+
 
 class RunCommand(Verb):
     EXAMPLES = """examples:
   optimum-cli slim run encoder-fast --model ./my-classifier --data ./my-texts -o my-classifier-slim
   optimum-cli slim run decoder-int8 --model ./my-llm --data ./my-texts -o my-llm-slim
   optimum-cli slim run my.yaml --set steps.0.ratio=0.5 --set deploy.precision=fp32 -o out
+  optimum-cli slim run encoder-fast --model ./my-classifier --data ./my-texts -o my-classifier-slim --processes 2
 """
 
-    STOPPED = "stopped; the same command goes on from where it was: from the last finished step, or within training"
+    STOPPED = f"stopped; {CONTINUED}"
 
     @classmethod
     def arguments(cls, parser: ArgumentParser) -> None:
         add_recipe_arguments(parser)
         parser.add_argument("-o", "--output", required=True, help="the folder to write")
         parser.add_argument("--overwrite", action="store_true", help="replace the output if it exists")
+        parser.add_argument(
+            "--processes", metavar="N", type=int, default=1, help="train in N processes, on GPUs one for each"
+        )
         parser.add_argument("--restart", action="store_true", help="forget an interrupted run instead of going on")
 
     def work(self) -> None:
+        recipe, arguments = self.recipe(), self.args
+        if arguments.processes != 1 and "WORLD_SIZE" not in os.environ:
+            sys.exit(started(arguments.processes, recipe.threads))
+        from optimum_slim import processes
         from optimum_slim.flow import slim
 
-        recipe, arguments = self.recipe(), self.args
         told = {} if arguments.quiet else {"say": _say}
         report = slim(recipe, arguments.output, overwrite=arguments.overwrite, restart=arguments.restart, **told)
-        print("\n".join(summary(arguments.output, report)))
+        if processes.index() == 0:
+            print("\n".join(summary(arguments.output, report)))
+        processes.leave()
+
+
+def started(count: int, threads: int) -> int:
+    """Runs this command line in so many processes of this machine, by accelerate's launcher; returns the exit code.
+
+    Raises:
+        RecipeError: there is no such number of processes.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from optimum_slim.errors import RecipeError
+
+    if count < 1:
+        raise RecipeError([f"--processes must be at least 1, not {count}"], "the command line")
+    sizes = {"num_processes": count, "num_machines": 1, "num_cpu_threads_per_process": threads, "main_process_port": 0}
+    settings = sizes | {"mixed_precision": "no", "dynamo_backend": "no"}
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = ["--multi_gpu", *options, "-m", "optimum.commands.optimum_cli", *sys.argv[1:]]
+    logging.disable()  # the first process tells what goes wrong
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    try:
+        launch_command(launch_command_parser().parse_args(command))
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if rank == 0 and failure.exitcode < 0:
+            print(f"error: the first process was ended by {failure.signal_name()}; {CONTINUED}", file=sys.stderr)
+        return max(failure.exitcode, 1)
+    return 0
 
 
 def _say(text: str) -> None:

@@ -50,7 +50,7 @@ class Verb(BaseOptimumCLICommand):
         except SlimError as error:
             if self.args.debug:
                 traceback.print_exc()
-            else:
+            elif os.environ.get("RANK", "0") == "0":  # of several processes the first tells
                 print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:

@@ -12,10 +12,12 @@ from typing import ClassVar, Literal
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from optimum_slim import processes
 from optimum_slim.model.checkpoint import empty_model
 from optimum_slim.model.shape import Shape
 from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.sharding import gather
 from optimum_slim.training.trained import Trained
 from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
 
@@ -23,7 +25,7 @@ from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
 @dataclass(frozen=True)
 class Train(Technique):
     """Recover quality after something was removed: the slim model learns from the original, from labels, or both
-    (transformers.Trainer, so `accelerate launch` trains in several processes).
+    (transformers.Trainer). Several processes share each batch, and the losses are those of one.
 
     - train: {epochs: 4, learning_rate: 2e-4, with: [distill.logits: {temperature: 2, weight: 4}]}
     """
@@ -34,7 +36,7 @@ class Train(Technique):
     max_steps: int | None = None  # or so many optimizer steps
     learning_rate: float = 2e-4  # at its peak; falls linearly to 0
     warmup: float = 0.06  # share of the steps in which it rises
-    batch_size: int = 32  # texts or blocks in a step
+    batch_size: int = 32  # texts or blocks in a step, of all processes together
     weight_decay: float = 0.01  # AdamW's
     labels: float = 0.0  # weight of the task's own loss
     noise: float = 0.0  # share of words swapped at random, for the teacher to answer anew; helps small data sets
@@ -64,6 +66,9 @@ class Train(Technique):
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         if self.labels and task_named("auto", config) is FeatureExtraction:
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
+        if self.batch_size % (count := processes.count()):
+            right = -(-self.batch_size // count) * count
+            yield f"batch_size: {count} processes cannot share {self.batch_size} equally; give a multiple, e.g. {right}"
         for role, does in (("sparsified", "place the zeros of"), ("quantized", "quantize")):
             able = [one for one in self.with_ if getattr(type(one), role) is not getattr(Trained, role)]
             if len(able) > 1:
@@ -101,23 +106,27 @@ class Train(Technique):
             warmup_ratio=self.warmup,
             lr_scheduler_type="linear",
             weight_decay=self.weight_decay,
-            per_device_train_batch_size=self.batch_size,
+            per_device_train_batch_size=self.batch_size // processes.count(),
             bf16=self.precision == "bf16",
             use_cpu=model.device.type == "cpu",
             seed=seed,
             save_strategy="epoch",
-            save_total_limit=1,
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs take as many processes: not torch's DataParallel
         for parameter in frozen:
             parameter.requires_grad_(False)
+        # FSDP takes a model apart for good, so it is given a copy; neither stands whole on a GPU meanwhile.
+        student, device = model, model.device
+        if processes.sharded():
+            student = copy.deepcopy(nn.Module.to(model, "cpu"))
         try:
             trainer = SlimTrainer(
-                model,
+                student,
                 arguments,
                 training_data,
                 self.with_,
@@ -127,7 +136,10 @@ class Train(Technique):
                 self.noise,
                 tokenizer.all_special_ids,
             )
-            train_pass(trainer, model, workdir)
+            train_pass(trainer, student, workdir)
+            if student is not model:
+                gather(student, model)
+                nn.Module.to(model, device)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)

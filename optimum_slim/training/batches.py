@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 
 import torch
 from torch.utils.data import Sampler
@@ -15,13 +16,16 @@ class LikeLengths(Sampler[int]):
 
     transformers' own grouping keeps the batches of a pool in order of length, so that training sees the same lengths
     for many steps on end.
+
+    Every batch is full: where texts do not come out even, some are seen twice in an epoch. So a batch can be shared
+    equally by several processes, and its loss is the same as in one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
         self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return -(-len(self.lengths) // self.batch_size) * self.batch_size
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate: another order in each epoch, the same again after a resume."""
@@ -29,14 +33,10 @@ class LikeLengths(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = list(islice(cycle(torch.randperm(len(self.lengths), generator=generator).tolist()), len(self)))
         size = POOL * self.batch_size
         pools = [sorted(order[at : at + size], key=self.lengths.__getitem__) for at in range(0, len(order), size)]
         ordered = [index for pool in pools for index in pool]
         batches = [ordered[at : at + self.batch_size] for at in range(0, len(ordered), self.batch_size)]
-        # A batch that is not full must stay the last, as the loader counts batches by position.
-        rest = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         for place in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[place]
-        for batch in rest:
-            yield from batch

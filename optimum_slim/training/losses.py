@@ -1,10 +1,16 @@
-"""Losses by which a student follows its teacher, as pure functions of tensors."""
+"""Losses by which a student follows its teacher, as pure functions of tensors.
+
+Several processes each see a part of a batch and average their gradients. What is divided by a count of tokens is
+therefore divided by the mean of the counts of all: then the average is the loss of the whole batch.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+
+from optimum_slim import processes
 
 
 def soft_classes(student: Tensor, teacher: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
@@ -39,7 +45,7 @@ def relative_error(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """
     real = mask.bool()
     difference, size = (student.float() - teacher.float())[real], teacher.float()[real]
-    return difference.square().sum() / size.square().sum()
+    return difference.square().sum() / processes.mean(size.square().sum())
 
 
 def relation_loss(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -86,7 +92,7 @@ def masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return rows.mean()
     weights = mask.to(rows)
-    return (rows * weights).sum() / weights.sum()
+    return (rows * weights).sum() / processes.mean(weights.sum())
 
 
 def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:

@@ -46,6 +46,7 @@ class Trained:
     helps: ClassVar[tuple[str, ...]] = ("quality",)
     needs: ClassVar[tuple[str, ...]] = ()  # outputs wanted of student and teacher: "hidden_states", "attentions"
     needs_teacher: ClassVar[bool] = False
+    whole_weights: ClassVar[bool] = False  # reads or changes weights, of which FSDP leaves a process a part only
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the settings by themselves; each names the setting."""

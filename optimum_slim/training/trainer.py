@@ -3,6 +3,7 @@ techniques added up."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from optimum_slim import processes
+from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.sparsity import sparse_weights
 from optimum_slim.progress import progress
+from optimum_slim.tasks.task import IGNORED
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
+from optimum_slim.training.sharding import put_zeros, shard_on_cpus, spread
 from optimum_slim.training.trained import Step, Trained
 
 STATE_FILE = "trained_{index}.safetensors"
+WHOLE = "whole"  # an empty file in a checkpoint that lacks nothing
 SAVED_EVERY = 120  # seconds: no more training than that is lost when a run is killed
 
 
@@ -35,7 +42,12 @@ class TrainingData:
 
 
 class SlimTrainer(Trainer):
-    """`loss = labels * task loss + the sum of the trained techniques' losses`."""
+    """`loss = labels * task loss + the sum of the trained techniques' losses`.
+
+    Several processes each take their rows of one batch, which all of them put together; so a batch, its padding and its
+    noise are the same for any number of processes. What is drawn depends on seed and step alone: training that goes on
+    needs no state of a generator.
+    """
 
     def __init__(
         self,
@@ -53,7 +65,7 @@ class SlimTrainer(Trainer):
             model,
             args,
             data_collator=data.collate,
-            train_dataset=list(data.examples),
+            train_dataset=data.examples,
             callbacks=[_Schedule(trained), _Saving(), _Progress()],
         )
         self.add_callback(_Zeros(model, trained))  # after the schedule, and after the model has moved to its device
@@ -61,8 +73,12 @@ class SlimTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
+        self.examples: Any = list(data.examples)
         self.lengths = [len(example["input_ids"]) for example in data.examples]
-        self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
+        self.causal = anatomy_of(model).causal
+        if teacher is not None:
+            teacher = spread(teacher, self.accelerator) if processes.sharded() else nn.Module.to(teacher, args.device)
+        self.teacher = teacher.eval() if teacher is not None else None
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
 
@@ -77,8 +93,23 @@ class SlimTrainer(Trainer):
             optimizer.add_param_group({"params": self.beside, "weight_decay": self.args.weight_decay})
         return optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
-        return LikeLengths(self.lengths, self.args.train_batch_size, self.args.seed)
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if processes.sharded() and not self.is_fsdp_enabled:
+            shard_on_cpus(self.accelerator)
+            self.is_fsdp_enabled = True
+
+    def get_train_dataloader(self) -> DataLoader:
+        size = self.args.train_batch_size * processes.count()
+        sampler = LikeLengths(self.lengths, size, self.args.seed)
+        loader: DataLoader = DataLoader(self.examples, size, sampler=sampler, collate_fn=self.data_collator)
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def training_step(self, *given: Any) -> Tensor:
+        loss = super().training_step(*given)
+        told = {"step": self.state.global_step + 1, "loss": processes.mean(loss).item()}
+        self.state.log_history.append(told)  # which the Trainer's checkpoints keep
+        return loss
 
     def compute_loss(
         self,
@@ -88,8 +119,7 @@ class SlimTrainer(Trainer):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         model.train(self.dropout)
-        if self.noise:
-            inputs = swapped(inputs, self.noise, self.special)
+        inputs = self._drawn(inputs)
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
         student = model(**(inputs if self.labels else unlabelled), **self.wanted)
         taught = None
@@ -97,11 +127,29 @@ class SlimTrainer(Trainer):
             with torch.no_grad():
                 taught = self.teacher(**unlabelled, **self.wanted)
         terms = [one.loss(student, taught, inputs) for one in self.trained]
-        loss = sum((term for term in terms if term is not None), self.labels * student.loss if self.labels else 0.0)
+        own = self.labels * self._task_loss(student, inputs["labels"]) if self.labels else 0.0
+        loss = sum((term for term in terms if term is not None), own)
         if self.accelerator.num_processes > 1:
             # Processes wait for each other's gradients of all that the outputs stand on; a loss may read none of them.
-            loss = loss + 0 * student[0].mean()
+            loss = loss + 0 * student[1 if self.labels else 0].mean()
         return (loss, student) if return_outputs else loss
+
+    def _drawn(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """This process's rows of the batch, after noise; dropout comes from the same seed."""
+        seed = self.args.seed * 1_000_003 + self.state.global_step
+        if self.noise:
+            inputs = swapped(inputs, self.noise, self.special, torch.Generator().manual_seed(seed))
+        torch.manual_seed(seed * processes.count() + processes.index())
+        size, at = self.args.train_batch_size, processes.index()
+        return {name: value[at * size : (at + 1) * size] for name, value in inputs.items()}
+
+    def _task_loss(self, student: Any, labels: Tensor) -> Tensor:
+        """The model's own loss, a mean over its labels, weighted so that the mean over processes is that over all."""
+        if processes.count() == 1:
+            return student.loss
+        counted = ((labels[:, 1:] if self.causal and labels.ndim == 2 else labels) != IGNORED).sum().float()
+        share = counted / processes.mean(counted)
+        return share * student.loss if counted else 0 * student[1].mean()  # without a label the model says nan
 
 
 class _Schedule(TrainerCallback):
@@ -132,8 +180,13 @@ class _Schedule(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         for index, one in enumerate(self.trained):
             tensors = {name: torch.as_tensor(value).contiguous() for name, value in one.state().items()}
-            if tensors:
+            if tensors and state.is_world_process_zero:
                 save_file(tensors, folder / STATE_FILE.format(index=index))
+        if state.is_world_process_zero:
+            (folder / WHOLE).touch()
+            for old in folder.parent.glob("checkpoint-*"):
+                if old != folder:
+                    shutil.rmtree(old)
 
 
 class _Zeros(TrainerCallback):
@@ -150,7 +203,7 @@ class _Zeros(TrainerCallback):
         for one in self.trained:
             zeros.update(one.zeros(model))
         for name, places in zeros.items():
-            model.get_parameter(name).data.masked_fill_(places, 0)
+            put_zeros(model.get_parameter(name).data, places)
 
 
 class _Beside(TrainerCallback):
@@ -177,7 +230,8 @@ class _Saving(TrainerCallback):
         self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if time.monotonic() - self.last >= SAVED_EVERY:
+        due = torch.tensor(float(time.monotonic() - self.last >= SAVED_EVERY), device=args.device)
+        if processes.mean(due) > 0:  # all save at once
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -199,7 +253,9 @@ class _Progress(TrainerCallback):
 
 def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> None:
     """Trains `model` in place, from the last checkpoint in the trainer's output `folder` if there is one."""
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    found = last_checkpoint(folder)
+    name = processes.told(found and found.name)
+    last = str(folder / name) if name else None
     try:
         with ExitStack() as stack:
             if "output_attentions" in trainer.wanted:
@@ -215,6 +271,19 @@ def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> No
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         model.__dict__.pop("forward", None)
     model.eval()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in a pass's folder that was written to its end."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{WHOLE}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def losses(folder: Path) -> list[float]:
+    """The loss of each step so far, by a pass's folder."""
+    last = last_checkpoint(folder)
+    history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history if last else []
+    return [row["loss"] for row in history if "loss" in row]
 
 
 @contextmanager

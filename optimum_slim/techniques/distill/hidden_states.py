@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from optimum_slim import processes
 from optimum_slim.training.layers import absent, spread
 from optimum_slim.training.losses import relative_error
 from optimum_slim.training.trained import Batch, Taught
@@ -34,6 +35,8 @@ class DistillHiddenStates(Taught):
         yield from absent(self.layers or {}, 0, config.num_hidden_layers, teacher.num_hidden_layers)
         if config.hidden_size == teacher.hidden_size:
             return
+        if processes.sharded():
+            yield "a teacher of another width is met by a projection, which cannot learn beside weights spread by FSDP"
         for one in (config, teacher):
             last = getattr(one, "word_embed_proj_dim", one.hidden_size)  # opt's, where it differs
             if last != one.hidden_size:

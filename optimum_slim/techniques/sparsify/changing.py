@@ -23,6 +23,7 @@ class ChangingZeros(Trained):
     [outputs, inputs]; the trainer keeps it so."""
 
     helps: ClassVar[tuple[str, ...]] = ("speed", "size")
+    whole_weights: ClassVar[bool] = True
 
     pattern: Blocks = "unstructured"  # blocks that leave, inputs x outputs
     targets: tuple[str, ...] = ("attention", "ffn")  # roles, or globs over the names of linears
