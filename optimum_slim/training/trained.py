@@ -46,6 +46,9 @@ class Trained:
     helps: ClassVar[tuple[str, ...]] = ("quality",)
     needs: ClassVar[tuple[str, ...]] = ()  # outputs wanted of student and teacher: "hidden_states", "attentions"
     needs_teacher: ClassVar[bool] = False
+    # Whether of the teacher nothing but its logits is read, so that they may come from a cache: over a vocabulary as
+    # TopLogits, for the technique's own `temperature`.
+    logits_suffice: ClassVar[bool] = False
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the settings by themselves; each names the setting."""
