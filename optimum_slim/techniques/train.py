@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from torch import nn
+from datasets import Dataset
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
+from optimum_slim.data.augment import Augment, augmented, proposals
+from optimum_slim.data.texts import text_columns
 from optimum_slim.model.checkpoint import empty_model
 from optimum_slim.model.shape import Shape
 from optimum_slim.tasks import FeatureExtraction, task_named
+from optimum_slim.tasks.task import Task
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.cache import Answers, TeacherAtRest, TeacherCache
+from optimum_slim.training.teacher import word_embeddings
 from optimum_slim.training.trained import Trained
 from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
 
@@ -26,6 +32,7 @@ class Train(Technique):
     (transformers.Trainer, so `accelerate launch` trains in several processes).
 
     - train: {epochs: 4, learning_rate: 2e-4, with: [distill.logits: {temperature: 2, weight: 4}]}
+    - train: {augment: {copies: 4}, teacher_cache: true, with: [distill.logits]}
     """
 
     helps: ClassVar[tuple[str, ...]] = ("quality",)
@@ -38,6 +45,8 @@ class Train(Technique):
     weight_decay: float = 0.01  # AdamW's
     labels: float = 0.0  # weight of the task's own loss
     noise: float = 0.0  # share of words swapped at random, for the teacher to answer anew; helps small data sets
+    augment: Augment | None = None  # changed copies of the texts, made once, for the teacher to answer
+    teacher_cache: bool | TeacherCache = False  # the teacher's logits are kept on disk: pays from the second epoch on
     freeze: tuple[str, ...] = ()  # parts that stay: embeddings, head
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16 trains up to twice as fast on CPUs that have it
     dropout: bool = False  # a teacher's smooth answers need none
@@ -55,15 +64,46 @@ class Train(Technique):
                 yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
         if self.noise and self.labels:
             yield "noise changes texts, so labels no longer fit them; leave labels at 0 and let a teacher answer"
+        yield from self._mistakes_about_teachers()
         for part in self.freeze:
             if part not in ("embeddings", "head"):
                 yield f"freeze: {part!r} is not a part; parts are embeddings and head"
         if not self.labels and not any(type(one).loss is not Trained.loss for one in self.with_):
             yield "there is nothing to learn from: give labels a weight, or list distill.logits or another under with"
 
+    def _mistakes_about_teachers(self) -> Iterator[str]:
+        if self.augment is not None and not self.taught:
+            yield "augment changes texts, so labels no longer fit them; list distill.logits or another under with"
+        if self.cache is None:
+            return
+        if not self.taught:
+            yield "teacher_cache: nothing under with asks a teacher; leave it out"
+        if self.noise:
+            yield "teacher_cache: noise makes new texts in each epoch, which only a live teacher answers; use augment"
+        for index, one in enumerate(self.with_):
+            if one.needs_teacher and not one.logits_suffice:
+                yield f"teacher_cache: with.{index} needs more of the teacher than its logits; leave one of the two out"
+
+    @property
+    def taught(self) -> bool:
+        return any(one.needs_teacher for one in self.with_)
+
+    @property
+    def cache(self) -> TeacherCache | None:
+        """How the teacher's answers are kept, if they are."""
+        return TeacherCache() if self.teacher_cache is True else self.teacher_cache or None
+
+    def models(self) -> tuple[str, ...]:
+        return (self.augment.masked_lm,) if self.augment is not None and self.augment.masked_lm else ()
+
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
-        if self.labels and task_named("auto", config) is FeatureExtraction:
+        task = task_named("auto", config)
+        if self.labels and task is FeatureExtraction:
             yield "labels: an embedder has no loss of its own; use distill.hidden_states"
+        if self.augment is not None:
+            yield from (f"augment: {refusal}" for refusal in self.augment.refusals())
+            if task.answers_tokens:
+                yield f"augment: {task.name} learns the very words that would change; give more texts under data.extra"
         placing = [one for one in self.with_ if type(one).sparsified is not Trained.sparsified]
         if len(placing) < 2:
             return
@@ -78,8 +118,13 @@ class Train(Technique):
             one.note(model)
 
     def asks(self) -> tuple[str, ...]:
-        taught = any(one.needs_teacher for one in self.with_)
-        return tuple(name for name in super().asks() if name != "teacher" or taught)
+        wanted = {
+            "teacher": self.taught and self.cache is None,
+            "teacher_at_rest": self.taught and self.cache is not None,
+            "train_rows": self.augment is not None,
+            "task": self.augment is not None,
+        }
+        return tuple(name for name in super().asks() if wanted.get(name, True))
 
     def apply(
         self,
@@ -89,11 +134,57 @@ class Train(Technique):
         seed: int,
         workdir: Path,
         teacher: PreTrainedModel | None = None,
+        teacher_at_rest: TeacherAtRest | None = None,
+        train_rows: Dataset | None = None,
+        task: Task | None = None,
     ) -> None:
         set_seed(seed)
         parts = [parameter for part in self.freeze for parameter in _part(model, part).parameters()]
         frozen = [parameter for parameter in parts if parameter.requires_grad]
-        arguments = TrainingArguments(
+        arguments = self._arguments(model, seed, workdir)
+        data, answers = training_data, None
+        if self.taught:
+            data = replace(data, examples=[*data.examples, *data.extra], extra=())
+        with arguments.main_process_first():  # what the others read it has written
+            if self.augment is not None and train_rows is not None and task is not None:
+
+                def vectors() -> Tensor:
+                    asked = teacher if teacher_at_rest is None else teacher_at_rest.load()
+                    return word_embeddings(asked or model, model.config)
+
+                propose = proposals(self.augment, tokenizer, vectors, task.data.max_length, arguments.device)
+                columns = text_columns(train_rows, task.data.text)
+                copies = augmented(train_rows, columns, self.augment, seed, propose, workdir)
+                data = replace(data, examples=[*data.examples, *task.examples_of_texts(copies)])
+            if self.cache is not None and teacher_at_rest is not None:
+                temperatures = [getattr(one, "temperature", 1.0) for one in self.with_ if one.needs_teacher]
+                answers = Answers(
+                    teacher_at_rest, data, model.config, self.cache, temperatures, self.batch_size, arguments.device
+                )
+                data = answers.numbered()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        try:
+            trainer = SlimTrainer(
+                model,
+                arguments,
+                data,
+                self.with_,
+                teacher,
+                self.labels,
+                self.dropout,
+                self.noise,
+                tokenizer.all_special_ids,
+                answers,
+            )
+            train_pass(trainer, model, workdir)
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+        self.note(model)
+
+    def _arguments(self, model: PreTrainedModel, seed: int, workdir: Path) -> TrainingArguments:
+        return TrainingArguments(
             output_dir=str(workdir),
             num_train_epochs=self.epochs,
             max_steps=self.max_steps or -1,
@@ -113,25 +204,6 @@ class Train(Technique):
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            trainer = SlimTrainer(
-                model,
-                arguments,
-                training_data,
-                self.with_,
-                teacher,
-                self.labels,
-                self.dropout,
-                self.noise,
-                tokenizer.all_special_ids,
-            )
-            train_pass(trainer, model, workdir)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-        self.note(model)
 
 
 def _part(model: PreTrainedModel, name: str) -> nn.Module:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,11 @@ from optimum_slim.model.sparsity import sparse_weights
 from optimum_slim.progress import progress
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
+from optimum_slim.training.teacher import Teacher
 from optimum_slim.training.trained import Step, Trained
+
+if TYPE_CHECKING:
+    from optimum_slim.training.cache import Answers
 
 STATE_FILE = "trained_{index}.safetensors"
 SAVED_EVERY = 120  # seconds: no more training than that is lost when a run is killed
@@ -32,6 +36,7 @@ class TrainingData:
 
     examples: Sequence[dict[str, Any]]
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+    extra: Sequence[dict[str, Any]] = ()  # of texts without labels: for a teacher to answer
 
 
 class SlimTrainer(Trainer):
@@ -48,6 +53,7 @@ class SlimTrainer(Trainer):
         dropout: bool,
         noise: float,
         special: Collection[int],
+        answers: Answers | None = None,
     ):
         super().__init__(
             model,
@@ -62,7 +68,8 @@ class SlimTrainer(Trainer):
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
         self.lengths = [len(example["input_ids"]) for example in data.examples]
-        self.teacher = nn.Module.to(teacher, args.device).eval() if teacher is not None else None
+        self.teacher = Teacher(teacher, model.config, args.device) if teacher is not None else None
+        self.answers = answers
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
 
@@ -83,25 +90,36 @@ class SlimTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         model.train(self.dropout)
+        inputs = dict(inputs)
+        answers, labelled = inputs.pop("answers", {}), inputs.pop("labelled", None)
         if self.noise:
             inputs = swapped(inputs, self.noise, self.special)
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-        student = model(**(inputs if self.labels else unlabelled), **self.wanted)
+        student = model(**(inputs if self.labels and labelled is None else unlabelled), **self.wanted)
         taught = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher(**unlabelled, **self.wanted)
+        if self.answers is not None:
+            taught = self.answers.outputs(answers)
+        elif self.teacher is not None:
+            taught = self.teacher.answers(unlabelled, **self.wanted)
         terms = [one.loss(student, taught, inputs) for one in self.trained]
-        loss = sum((term for term in terms if term is not None), self.labels * student.loss if self.labels else 0.0)
+        own = self.labels * self._own_loss(student, inputs, labelled) if self.labels else 0.0
+        loss = sum((term for term in terms if term is not None), own)
         if self.accelerator.num_processes > 1:
             # Processes wait for each other's gradients of all that the outputs stand on; a loss may read none of them.
             loss = loss + 0 * student[0].mean()
         return (loss, student) if return_outputs else loss
+
+    def _own_loss(self, student: Any, inputs: dict[str, Any], labelled: Tensor | None) -> Any:
+        """The task's own loss, the mean over the texts of a batch that have labels; 0 where none has."""
+        if labelled is None:
+            return 0.0 if student.loss is None else student.loss
+        model: Any = self.model
+        return model.loss_function(inputs["labels"], student.logits[labelled], model.config)
 
 
 class _Schedule(TrainerCallback):
@@ -200,12 +218,13 @@ class _Progress(TrainerCallback):
 def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> None:
     """Trains `model` in place, from the last checkpoint in the trainer's output `folder` if there is one."""
     last = get_last_checkpoint(folder) if folder.is_dir() else None
+    teacher = trainer.teacher.model if trainer.teacher is not None else None
     try:
         with ExitStack() as stack:
             if "output_attentions" in trainer.wanted:
-                stack.enter_context(_shown_attentions(model, trainer.teacher))
+                stack.enter_context(_shown_attentions(model, teacher))
             for index, one in enumerate(trainer.trained):
-                one.begin(model, trainer.teacher)
+                one.begin(model, teacher)
                 stack.callback(one.end, model)
                 if last and (file := Path(last) / STATE_FILE.format(index=index)).exists():
                     one.load_state(load_file(file))
