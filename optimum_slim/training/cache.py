@@ -35,7 +35,8 @@ LOWEST = -6e4  # as float16 holds it; as a logit it says "never"
 @dataclass(frozen=True)
 class TeacherCache:
     """How a teacher's logits are kept: as float16; of those over a vocabulary only the largest, at 4 bytes each (6 of
-    more than 65,536 tokens), with the sum of the others, so that a token takes less than 300 bytes."""
+    more than 65,536 tokens), with the sum of the others, so that a token takes less than 300 bytes. What the others
+    teach one by one is lost, which is little at `temperature: 1` and much above it, as that gives them more weight."""
 
     top: int = 48  # logits kept of each token; more forget less of the unlikely ones
 
