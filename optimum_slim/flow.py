@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from optimum_slim import processes
@@ -25,7 +26,7 @@ from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
 from optimum_slim.errors import ProcessError
-from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
+from optimum_slim.model.checkpoint import carry_files, license_of, load_config, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.progress import silence
 from optimum_slim.recipe import Recipe
@@ -35,6 +36,7 @@ from optimum_slim.report.report import Report, Row, latency_row, parameters_of, 
 from optimum_slim.sources import local_path, told_name
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
+from optimum_slim.training.cache import TeacherAtRest
 from optimum_slim.training.trainer import TrainingData, losses
 from optimum_slim.workspace import Visit, Workspace, identity
 
@@ -150,10 +152,28 @@ class Supplies:
 
     @cached_property
     def training_data(self) -> TrainingData:
-        return TrainingData(self.plan.task.examples(self.plan.train_rows), self.plan.task.collate)
+        task = self.plan.task
+        sources = self.plan.extra.rows if self.plan.extra is not None else ()
+        extra = [example for rows in sources for example in task.examples_of_texts(rows)]
+        return TrainingData(task.examples(self.plan.train_rows), task.collate, extra)
+
+    @property
+    def train_rows(self) -> Dataset:
+        return self.plan.train_rows
 
     @cached_property
     def teacher(self) -> PreTrainedModel:
+        return self._load_teacher()
+
+    @cached_property
+    def teacher_at_rest(self) -> TeacherAtRest:
+        """A pass that keeps the teacher's answers finds those that another pass was given."""
+        folder = self.plan.teacher_folder
+        return TeacherAtRest(
+            load_config(folder), fingerprint(folder), self._load_teacher, self.work.kept("teacher-answers")
+        )
+
+    def _load_teacher(self) -> PreTrainedModel:
         return load_model(self.plan.teacher_folder).requires_grad_(False)
 
     @property
@@ -243,7 +263,7 @@ def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: O
 
 
 def _settings(step: PlannedStep, plan: Plan) -> dict[str, Any]:
-    return plan.recipe.complete()["steps"][plan.steps.index(step)]
+    return _told(plan.recipe)["steps"][plan.steps.index(step)]
 
 
 def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say) -> Path:
@@ -338,15 +358,28 @@ def _data_row(plan: Plan) -> Row:
         return {}
     source = str(plan.recipe.data.source)
     local = local_path(source, "data") is not None
-    return {"name": told_name(source), "local": local, "sha256": plan.texts.fingerprint}
+    row = {"name": told_name(source), "local": local, "sha256": plan.texts.fingerprint}
+    if plan.extra is not None:
+        names = [told_name(name) for name in plan.recipe.data.extra]
+        row["extra"] = {"names": names, "sha256": plan.extra.fingerprint}
+    return row
 
 
 def _completed(plan: Plan, decided: Row) -> Row:
-    """The recipe as it ran: every default and every measured decision, without a path of this machine."""
-    recipe = replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided=decided))
+    """The recipe as it ran: every default and every measured decision."""
+    return _told(replace(plan.recipe, deploy=replace(plan.recipe.deploy, decided=decided)))
+
+
+def _told(recipe: Recipe) -> Row:
+    """A recipe with every default, without a path of this machine."""
     content = recipe.complete()
     for place, key in ((content, "model"), (content, "teacher"), (content["data"], "source")):
         place[key] = place[key] and told_name(place[key])
+    content["data"]["extra"] = [told_name(name) for name in content["data"]["extra"]]
+    for step in content["steps"]:
+        augment = (step.get("train") or {}).get("augment")
+        if augment is not None:
+            augment["masked_lm"] = augment["masked_lm"] and told_name(augment["masked_lm"])
     return content
 
 

@@ -15,23 +15,26 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.pytorch_utils import Conv1D
 
 from optimum_slim import processes
-from optimum_slim.data.texts import Texts, load_texts
+from optimum_slim.data.texts import Extra, Texts, load_extra, load_texts, text_columns
 from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
 from optimum_slim.model.grids import why_not_keeping
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.surgery import reshape
+from optimum_slim.model.vocabulary import kept_tokens_in
 from optimum_slim.recipe import Recipe
 from optimum_slim.report.report import parameters_of
-from optimum_slim.tasks import task_named
+from optimum_slim.tasks import TextClassification, task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Task
 from optimum_slim.techniques import name_of
 from optimum_slim.techniques.technique import Technique
 from optimum_slim.training.sharding import why_not_sharded
+from optimum_slim.training.teacher import unlike
 
 BASE_BYTES = 700 * 2**20  # Python with torch, transformers and ONNX Runtime loaded
+TEACHERS = {"teacher", "teacher_at_rest"}
 NEEDS_TEXTS = ("calibration_data", "training_data")
 
 T = TypeVar("T")
@@ -61,6 +64,8 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     task: Task = field(repr=False)
     texts: Texts | None = field(repr=False)
+    extra: Extra | None = field(repr=False)  # texts without labels, where the recipe names any
+    models: tuple[Path, ...]  # folders of models that steps read besides the model and its teacher
     evaluation: Evaluation | None = field(repr=False)  # texts that the reported figures are measured on
     validation: Evaluation | None = field(repr=False)  # texts that choices are made by
     original: PlannedStep = field(repr=False)
@@ -122,16 +127,33 @@ def planned(recipe: Recipe) -> Plan:
         if texts.train is not None and trains and task.needs_labels:
             _tried(mistakes, lambda: task.examples(texts.train))
     mistakes += why_not_sharded()
+    extra = _tried(mistakes, lambda: _extra(recipe, kind, texts)) if recipe.data.extra else None
+    if extra is not None and not any(set(technique.asks()) & TEACHERS for technique in recipe.steps):
+        mistakes.append("data.extra: no step asks a teacher, and without one texts that have no labels teach nothing")
     mistakes += _missing_texts(recipe, texts) + _too_long(recipe, config)
+    _tried(mistakes, lambda: kept_tokens_in(config))
     taught_by = _tried(mistakes, lambda: load_config(teacher)) if teacher is not None else None
-    if taught_by is not None and recipe.teacher is not None:
-        mistakes += _tried(mistakes, lambda: _unlike(taught_by, config)) or []
+    if teacher is not None and taught_by is not None and recipe.teacher and tokenizer is not None:
+        mistakes += _tried(mistakes, lambda: [*unlike(taught_by, config, load_tokenizer(teacher), tokenizer)]) or []
     model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
     steps = _walk(recipe, model, taught_by or config, mistakes) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
+    models = tuple(find_model(source) for technique in recipe.steps for source in technique.models())
     return Plan(
-        recipe, folder, teacher, config, tokenizer, task, texts, evaluation, validation, steps[0], tuple(steps[1:])
+        recipe,
+        folder,
+        teacher,
+        config,
+        tokenizer,
+        task,
+        texts,
+        extra,
+        models,
+        evaluation,
+        validation,
+        steps[0],
+        tuple(steps[1:]),
     )
 
 
@@ -195,7 +217,7 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
             technique.note(model)
         parameters = parameters_of(model)
         memory = BASE_BYTES + 4 * walked[-1].parameters
-        memory += 4 * original if "teacher" in technique.asks() else 0
+        memory += 4 * original if TEACHERS & set(technique.asks()) else 0
         memory += 12 * parameters if "training_data" in technique.asks() else 0  # gradients and AdamW's two moments
         size = predicted_bytes(model, precision)
         walked.append(PlannedStep(technique, name, technique.asks(), after, parameters, size, memory))
@@ -220,17 +242,10 @@ def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
     return mistakes
 
 
-def _unlike(teacher: PretrainedConfig, config: PretrainedConfig) -> list[str]:
-    """Why this teacher cannot teach the model: it must read the same tokens and give as many answers."""
-    task, wanted = task_named("auto", teacher), task_named("auto", config)
-    if task is not wanted:
-        return [f"teacher: it does {task.name}, the model {wanted.name}"]
-    mistakes = []
-    for name, what in (("vocab_size", "tokens"), ("num_labels", "labels")):
-        theirs, ours = getattr(teacher, name), getattr(config, name)
-        if theirs != ours:
-            mistakes.append(f"teacher: it knows {theirs} {what}, the model {ours}")
-    return mistakes
+def _extra(recipe: Recipe, kind: type[Task], texts: Texts | None) -> Extra:
+    """The texts without labels. A classifier of pairs is taught by pairs."""
+    train = texts.train if texts is not None and kind is TextClassification else None
+    return load_extra(recipe.data, len(text_columns(train, recipe.data.text)) if train is not None else None)
 
 
 def _too_long(recipe: Recipe, config: PretrainedConfig) -> list[str]:

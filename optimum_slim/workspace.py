@@ -204,9 +204,9 @@ def _refuse_what_exists(output: Path, overwrite: bool) -> None:
 
 def _refuse_to_replace(output: Path, plan: Plan) -> None:
     """What a run reads, or stands in, is never replaced by what it writes, whatever the options."""
-    sources = [plan.folder, plan.teacher_folder, Path.cwd()]
-    if plan.recipe.data.source is not None and (texts := local_path(plan.recipe.data.source, "data")) is not None:
-        sources.append(texts)
+    sources = [plan.folder, plan.teacher_folder, *plan.models, Path.cwd()]
+    named = [plan.recipe.data.source, *plan.recipe.data.extra]
+    sources += [texts for name in named if name is not None and (texts := local_path(name, "data")) is not None]
     for source in sources:
         if source.resolve().is_relative_to(output):
             raise OutputError(f"the output {output} would replace {source}; choose another")
@@ -220,7 +220,9 @@ def identity(plan: Plan) -> dict[str, Any]:
         "recipe": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         "model": fingerprint(plan.folder),
         "teacher": fingerprint(plan.teacher_folder),
+        "augment.masked_lm": [fingerprint(folder) for folder in plan.models] or None,
         "data": plan.texts.fingerprint if plan.texts is not None else None,
+        "data.extra": plan.extra.fingerprint if plan.extra is not None else None,
         "number of processes": f"{processes.count()} with FSDP" if processes.sharded() else processes.count(),
         "versions": environment()["versions"],
     }

@@ -26,6 +26,7 @@ from optimum_slim.model.checkpoint import load_model, save_model
 from optimum_slim.model.shape import shape_in, shape_of
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.cache import TeacherAtRest
 from optimum_slim.training.trainer import TrainingData
 from tests.tiny import answers, rows_for, tiny_tokenizer, token_batches
 
@@ -120,7 +121,9 @@ def supplies_for(model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     return {
         "calibration_data": [task.collate(unlabelled[start : start + 8]) for start in range(0, len(unlabelled), 8)],
         "training_data": TrainingData(task.examples(rows), task.collate),
-        "teacher": copy.deepcopy(model).requires_grad_(False),
+        "train_rows": rows,
+        "teacher": (teacher := copy.deepcopy(model).requires_grad_(False)),
+        "teacher_at_rest": TeacherAtRest(teacher.config, "the model", lambda: teacher, folder / "answers"),
         "tokenizer": tokenizer,
         "task": task,
         "seed": 0,

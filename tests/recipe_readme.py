@@ -55,6 +55,8 @@ def lines() -> Iterator[str]:
         place = "Stands under `train: with:`. " if issubclass(kind, Trained) else ""
         yield from (f"### `{name}`", "", opening(kind), "", place + paragraph(kind), "")
         yield from ("```yaml", *examples(kind), "```", "", *table(kind), "")
+        for key, section in sections_in(kind):
+            yield from (f"#### `{name}`: `{key}`", "", paragraph(section), "", *table(section), "")
 
 
 def table(kind: type) -> Iterator[str]:
@@ -68,6 +70,13 @@ def table(kind: type) -> Iterator[str]:
         meaning = paragraph(type(default)) if section else comments.get(field.name, "")
         shown = "" if section else f"`{yaml.safe_dump(plain(default), default_flow_style=True).splitlines()[0]}`"
         yield f"| `{field.name.rstrip('_')}` | {in_words(of)} | {shown} | {meaning} |".replace("|  |", "| |")
+
+
+def sections_in(kind: type) -> Iterator[tuple[str, type]]:
+    """The keys of a technique that have keys of their own, and where these are explained."""
+    for key, of in typing.get_type_hints(kind).items():
+        found = (one for one in (of, *get_args(of)) if dataclasses.is_dataclass(one) and one is not Trained)
+        yield from ((key, one) for one in found)
 
 
 def in_words(kind: Any) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from optimum_slim.data.texts import load_extra
 from optimum_slim.deploy import benchmark
 from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.errors import OutputError, QualityError
@@ -200,6 +201,42 @@ def test_a_killed_run_goes_on_to_the_same_bytes(folder, finished, tmp_path, name
     assert not [line for line in said if line.startswith("step 1 ")]
     for file in SAME_BYTES:
         assert (tmp_path / "out" / file).read_bytes() == (finished(name) / file).read_bytes(), file
+
+
+@pytest.fixture(scope="module")
+def more(folder):
+    """A recipe that learns from labels, from texts without them, and from changed copies, by a cached teacher."""
+    (folder / "more.txt").write_text("".join(f"w{at} good w{at + 9}\n" for at in range(20, 60)))
+    save_tiny(folder / "words", "bert", "ForMaskedLM")
+    augment = {"copies": 2, "masked_lm": str(folder / "words")}
+    train = {**TRAIN, "max_steps": 30, "labels": 0.5, "augment": augment, "teacher_cache": True}
+    content = yaml.safe_load((folder / "encoder.yaml").read_text()) | {
+        "steps": [{"prune.ffn": {"ratio": 0.5}}, {"train": train}]
+    }
+    content["data"]["extra"] = [str(folder / "more.txt")]
+    (folder / "more.yaml").write_text(yaml.safe_dump(content))
+    return folder / "more.yaml"
+
+
+def test_a_run_with_more_texts_names_them_and_no_path(folder, finished, more):
+    output = finished("more")
+    assert figures(output)["data"]["extra"] == {
+        "names": ["more.txt"],
+        "sha256": load_extra(load_recipe(str(more)).data).fingerprint,
+    }
+    recipe = yaml.safe_load((output / "slim_recipe.yaml").read_text())
+    assert recipe["data"]["extra"] == ["more.txt"]
+    assert recipe["steps"][1]["train"]["augment"]["masked_lm"] == "words"
+    assert str(folder) not in (output / "slim_recipe.yaml").read_text() + (output / "slim_report.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("until", ["teacher-answers/*/*", "training-02/checkpoint-*/trainer_state.json"])
+def test_a_killed_run_with_more_texts_goes_on_to_the_same_bytes(finished, more, tmp_path, until):
+    killed_run(more, tmp_path / "out", until)
+    slim(load_recipe(str(more)), tmp_path / "out")
+    for file in SAME_BYTES:
+        assert (tmp_path / "out" / file).read_bytes() == (finished("more") / file).read_bytes(), file
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from optimum_slim.model.shape import shape_of
 from optimum_slim.planning import planned
 from optimum_slim.recipe import load_recipe, read_recipe, shipped_recipes
 from optimum_slim.report.report import parameters_of
-from tests.tiny import FAMILIES, save_rows, save_tiny, token_batches
+from tests.tiny import FAMILIES, cut_vocabulary, save_rows, save_tiny, tiny, tiny_tokenizer, token_batches
 
 FP32 = {"deploy": {"precision": "fp32", "target": {"tokens": [16]}}}
 
@@ -46,7 +46,19 @@ def _unusual(folder):
         (folder / "stars in nothing" / f"{name}.jsonl").unlink()
     (folder / "tables").mkdir()
     (folder / "tables" / "test.csv").write_text("row\nfive\n")
+    (folder / "one.jsonl").write_text('{"text": "good"}\n')
+    (folder / "pairs.jsonl").write_text('{"premise": "good", "hypothesis": "bad"}\n')
     save_tiny(folder / "gpt2 of 200 words", "gpt2", vocab_size=200)
+    save_tiny(folder / "llama of 200 words", "llama", vocab_size=200)
+    save_tiny(folder / "llama with more rows", "llama", vocab_size=200)
+    tiny_tokenizer("llama").save_pretrained(folder / "llama with more rows")
+    save_tiny(folder / "other words", "bert")
+    tiny_tokenizer("bert", kept=[*range(9), *range(127, 8, -1)]).save_pretrained(folder / "other words")
+    cut = cut_vocabulary(tiny("bert"), range(64))
+    for name, kept in (("fewer words", list(range(64))), ("fewer words than told", list(range(63)))):
+        cut.config.slim["kept_tokens"] = kept
+        cut.save_pretrained(folder / name)
+        tiny_tokenizer("bert", 64).save_pretrained(folder / name)
 
 
 SLICED = {
@@ -103,6 +115,14 @@ def test_every_shipped_recipe_plans_on_a_model_of_its_kind(tmp_path, name):
 TRAIN = {"train": {"labels": 1, "with": ["distill.logits"]}}
 RELATE_12_HEADS = {"train": {"with": [{"distill.relations": {"heads": 12}}]}}
 FOLLOW_LAYER_9 = {"train": {"with": [{"distill.hidden_states": {"layers": {1: 9}}}]}}
+TAUGHT = {"steps": [{"train": {"with": ["distill.logits"]}}]}
+LABELS = {"steps": [{"train": {"labels": 1}}]}
+
+
+def augmented(**settings):
+    return {"steps": [{"train": {"augment": settings, "with": ["distill.logits"]}}]}
+
+
 LONG = {"precision": "fp32", "target": {"tokens": [8, 128]}}
 LONGER = {"precision": "fp32", "target": {"tokens": [8, 129]}}
 REVIEWS, COUNTING = "text-classification", "text-generation"
@@ -132,6 +152,52 @@ REFUSED = {
     "a target longer than positions": ("bert", None, {"deploy": LONGER}, "deploy.target.tokens: 129 is more than the"),
     "no position for the token after": ("gpt2", None, {"deploy": LONG}, "deploy.target.tokens: "),
     "a teacher of other words": ("bert", REVIEWS, {"teacher": "gpt2 of 200 words", "steps": [TRAIN]}, "teacher: "),
+    "a teacher of unlike words": (
+        "bert",
+        REVIEWS,
+        {"teacher": "other words"} | TAUGHT,
+        "vocabulary is another one",
+    ),
+    "a teacher of more words": (
+        "llama",
+        COUNTING,
+        {"teacher": "llama of 200 words"} | TAUGHT,
+        "72 tokens that",
+    ),
+    "a teacher of fewer words": (
+        "bert",
+        REVIEWS,
+        {"teacher": "fewer words"} | TAUGHT,
+        "it lacks 64 of the model's",
+    ),
+    "kept tokens that are too few": ("fewer words than told", REVIEWS, TAUGHT, "must list 64 different ids"),
+    "no such extra texts": (
+        "bert",
+        REVIEWS,
+        {"data": {"extra": ["./nowhere"]}} | TAUGHT,
+        "data.extra: ./nowhere is",
+    ),
+    "extra texts of pairs": (
+        "bert",
+        REVIEWS,
+        {"data": {"extra": ["pairs.jsonl"]}} | TAUGHT,
+        "those of train in",
+    ),
+    "extra texts for nobody": ("bert", REVIEWS, {"data": {"extra": ["one.jsonl"]}} | LABELS, "no step asks a teacher"),
+    "a decoder's texts changed": ("llama", COUNTING, augmented(), "augment: text-generation learns the very words"),
+    "a masked model's texts changed": ("roberta", COUNTING, augmented(), "augment: fill-mask learns the very words"),
+    "no such masked model": (
+        "bert",
+        REVIEWS,
+        augmented(masked_lm="./nowhere"),
+        "augment: there is no folder",
+    ),
+    "no masked model": (
+        "bert",
+        REVIEWS,
+        augmented(masked_lm="demo"),
+        "not a masked language model",
+    ),
     "vectors that heads do not divide": ("bert", REVIEWS, {"steps": [RELATE_12_HEADS]}, "heads: 12 relation heads do"),
     "a teacher without the layer": ("bert", REVIEWS, {"steps": [FOLLOW_LAYER_9]}, "layers: "),
 }
@@ -141,6 +207,9 @@ REFUSED = {
 @pytest.mark.parametrize(("family", "texts", "change", "told"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_run_is_refused_with_a_reason(place, family, texts, change, told):
     data = {"source": texts and place(texts), "max_length": 64}
+    if "extra" in change.get("data", {}):
+        named = [name if name[0] == "." else place(name) for name in change["data"]["extra"]]
+        change = change | {"data": change["data"] | {"extra": named}}
     content = {"slim": 1, "model": place(family)} | FP32 | change | {"data": data | change.get("data", {})}
     if change.get("teacher", ".")[0] != ".":
         content["teacher"] = place(change["teacher"])
@@ -148,6 +217,20 @@ def test_what_cannot_run_is_refused_with_a_reason(place, family, texts, change, 
         planned(read_recipe(content))
     assert len(caught.value.mistakes) == 1
     assert told in caught.value.mistakes[0]
+
+
+TEACHERS = {
+    "one with more tokens": ("fewer words", REVIEWS, "bert"),
+    "one with rows that pad": ("llama", COUNTING, "llama with more rows"),
+}
+
+
+@pytest.mark.usefixtures("_unusual")
+@pytest.mark.parametrize(("model", "texts", "teacher"), TEACHERS.values(), ids=TEACHERS)
+def test_a_teacher_of_another_vocabulary_size_may_teach(place, model, texts, teacher):
+    content = {"slim": 1, "model": place(model), "teacher": place(teacher), "data": {"source": place(texts)}}
+    plan = planned(read_recipe(content | {"data": content["data"] | {"max_length": 16}} | TAUGHT | FP32))
+    assert plan.teacher_folder.name == teacher
 
 
 def test_a_family_without_anatomy_is_refused_with_those_that_have_one(tmp_path):

@@ -20,6 +20,9 @@ from optimum_slim.kernels.library import library_path
 from optimum_slim.model.checkpoint import load_model, load_tokenizer
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.techniques.distill.logits import DistillLogits
+from optimum_slim.training.cache import Answers, TeacherAtRest, TeacherCache
+from optimum_slim.training.trainer import TrainingData
 
 ASSETS = Path(os.environ.get("OPTIMUM_SLIM_ASSETS", "nowhere"))
 pytestmark = [
@@ -111,3 +114,30 @@ def test_a_whole_model_answers_alike_with_our_kernels_and_without(tmp_path):
     )
     assert (ours - stock).abs().mean() <= (ours - exact).abs().mean() / 5
     assert abs(accuracy - accuracy_of_stock) <= 0.002
+
+
+def test_a_cached_decoder_teaches_in_few_bytes_nearly_what_a_live_one_does(tmp_path):
+    source = ASSETS / "models" / "tiny-llama"
+    teacher, student = load_model(source), load_model(source)
+    torch.manual_seed(0)
+    for parameter in student.parameters():
+        parameter.data += 0.15 * parameter.data.std() * torch.randn_like(parameter)
+    task = task_named("auto", teacher.config)(teacher.config, load_tokenizer(source), DATA["tiny-llama"], source)
+    data = TrainingData(
+        task.examples(load_texts(task.data, 0).train.select(range(20)), 8, labelled=False), task.collate
+    )
+    at_rest = TeacherAtRest(teacher.config, "tiny-llama", lambda: teacher, tmp_path)
+    answers = Answers(at_rest, data, student.config, TeacherCache(), [1.0], 8, torch.device("cpu"))
+    assert sum(file.stat().st_size for file in answers.folder.iterdir()) < 300 * 8 * 256
+    numbered = answers.numbered()
+    batch = numbered.collate(numbered.examples)
+    cached = answers.outputs(batch.pop("answers"))
+    with torch.no_grad():
+        live = teacher(**batch)
+    technique, gradients = DistillLogits(temperature=1.0), []
+    technique.begin(student, None)
+    for taught in (live, cached):
+        student.zero_grad()
+        technique.loss(student(**batch), taught, batch).backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in student.parameters()]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98

@@ -15,6 +15,7 @@ from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.prune.ffn import PruneFFN
 from optimum_slim.techniques.prune.layers import PruneLayers
 from optimum_slim.techniques.train import Train
+from optimum_slim.training.cache import TeacherCache
 
 EVERYTHING = """
 slim: 1
@@ -65,10 +66,21 @@ def test_a_number_in_short_scientific_notation_is_a_number(read):
     )
 
 
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [("true", TeacherCache()), ("{top: 9}", TeacherCache(9)), ("false", None), ("{}", TeacherCache())],
+)
+def test_a_cache_is_switched_on_or_given_its_settings(read, setting, kept):
+    recipe = read(f"slim: 1\nsteps: [train: {{teacher_cache: {setting}, with: [distill.logits]}}]")
+    assert recipe.steps[0].cache == kept
+    assert read_recipe(recipe.complete()) == recipe
+
+
 def test_a_technique_without_settings_is_just_its_name(read):
     assert read("slim: 1\nsteps: [train: {labels: 1, with: [distill.logits]}]").steps[0].with_ == (DistillLogits(),)
 
 
+TAUGHT = "steps: [train: {{with: [distill.logits], {}}}]"
 MISTAKES = {
     "unknown key": ("data: {souce: x}", "data.souce: there is no such key; did you mean 'source'?"),
     "unknown key at the top": ("stesp: []", "stesp: there is no such key; did you mean 'steps'?"),
@@ -94,6 +106,17 @@ MISTAKES = {
     "two techniques in one": ("steps: [{prune.ffn: {ratio: 0.5}, train: {labels: 1}}]", "steps.0: must be one"),
     "settings that are none": ("steps: [prune.ffn: 0.5]", "steps.0.prune.ffn: must be a mapping of settings, not 0.5"),
     "nothing to learn from": ("steps: [train]", "steps.0.train.there is nothing to learn from"),
+    "one source for a list": ("data: {extra: ./more}", "data.extra: must be a list, not './more'"),
+    "changed texts with labels alone": ("steps: [train: {labels: 1, augment: {}}]", "augment changes texts, so"),
+    "no copies": (TAUGHT.format("augment: {copies: 0}"), "train.augment.copies must be at least 1, not 0"),
+    "nothing changes": (TAUGHT.format("augment: {share: 0}"), "train.augment.share must be above 0 and at most 1, not"),
+    "a cache of nobody": ("steps: [train: {labels: 1, teacher_cache: true}]", "teacher_cache: nothing under with asks"),
+    "a cache of new texts": (TAUGHT.format("teacher_cache: true, noise: 0.2"), "teacher_cache: noise makes new"),
+    "a cache of nothing": (TAUGHT.format("teacher_cache: {top: 0}"), "teacher_cache.top must be at least 1, not 0"),
+    "a cache of more than logits": (
+        "steps: [train: {teacher_cache: {top: 9}, with: [distill.logits, distill.relations]}]",
+        "teacher_cache: with.1 needs more of the teacher than its logits",
+    ),
     "texts outside the source": ("data: {sets: {a: ../secret.txt}}", "data.sets.a: '../secret.txt' must be a pattern"),
     "absolute texts": ("data: {sets: {a: /etc/passwd}}", "data.sets.a: '/etc/passwd' must be a pattern"),
     "texts above a folder": ("data: {sets: {a: x/../../y}}", "data.sets.a: 'x/../../y' must be a pattern"),

@@ -161,6 +161,41 @@ def test_a_different_run_is_refused_by_the_name_of_what_differs(workspace, check
     assert (tmp_path / "out.partial" / "step-01").exists()
 
 
+TEXTS = {
+    "data.extra": lambda root: (root / "more.txt").write_text("w20 bad\n"),
+    "augment.masked_lm": lambda root: save_tiny(root / "words", "bert", "ForMaskedLM", layer_norm_eps=1e-3),
+}
+
+
+@pytest.fixture
+def _more_texts(recipe, tmp_path):
+    """The recipe also has texts without labels, and a model that proposes words."""
+    (tmp_path / "more.txt").write_text("w20 good\n")
+    save_tiny(tmp_path / "words", "bert", "ForMaskedLM")
+    recipe["data"]["extra"] = [str(tmp_path / "more.txt")]
+    augment = {"masked_lm": str(tmp_path / "words")}
+    recipe["steps"].append({"train": {"augment": augment, "with": ["distill.logits"]}})
+
+
+@pytest.mark.usefixtures("_more_texts")
+@pytest.mark.parametrize("what", TEXTS)
+def test_other_texts_without_labels_or_another_proposer_are_a_different_run(workspace, checkpoint, tmp_path, what):
+    with workspace() as work:
+        checkpoint(work, 1)
+    with workspace():
+        pass
+    TEXTS[what](tmp_path)
+    with pytest.raises(OutputError, match=f"begun with a different {what};"), workspace():
+        pass
+
+
+@pytest.mark.usefixtures("_more_texts")
+@pytest.mark.parametrize("output", ["more.txt", "words"])
+def test_an_output_that_would_replace_what_texts_are_made_of_is_refused(recipe, tmp_path, output):
+    with pytest.raises(OutputError, match="would replace"):
+        Workspace(tmp_path / output, planned(read_recipe(recipe)), overwrite=True)
+
+
 def test_other_versions_make_a_different_run(workspace, checkpoint, tmp_path):
     with workspace() as work:
         checkpoint(work, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -85,9 +86,26 @@ def tiny_config(family: str, head: str | None = None, **changes: Any) -> Pretrai
     return kind(**settings, architectures=[name])
 
 
-def tiny_tokenizer(family: str, vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
-    """One token a word: good, bad, fine, poor, w9, w10, ... Encoders get <s> and </s> around a text."""
+def cut_vocabulary(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
+    """The same model with these tokens alone, in this order, as its config says."""
+    tables = [table for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table is not None]
+    own = {id(parameter) for table in tables for parameter in table.parameters()}
+    config = copy.deepcopy(model.config)
+    config.vocab_size, config.slim = len(kept), {"version": 1, "kept_tokens": list(kept)}
+    named = model.named_parameters(remove_duplicate=False)
+    rows = {name: parameter[list(kept)] for name, parameter in named if id(parameter) in own}
+    smaller = type(model)(config)
+    smaller.load_state_dict(model.state_dict() | rows)
+    return smaller.eval()
+
+
+def tiny_tokenizer(
+    family: str, vocabulary: int = VOCABULARY, kept: Sequence[int] | None = None
+) -> PreTrainedTokenizerFast:
+    """One token a word: good, bad, fine, poor, w9, w10, ... Encoders get <s> and </s> around a text. Of a smaller
+    vocabulary, `kept` are the ids before it was cut, the special ones first."""
     words = [*SPECIAL, *WORDS, *(f"w{i}" for i in range(len(SPECIAL) + len(WORDS), vocabulary))]
+    words = words if kept is None else [words[at] for at in kept]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=SPECIAL[3]))
     backend.pre_tokenizer = Whitespace()
     if family in ENCODERS:

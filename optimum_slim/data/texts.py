@@ -45,6 +45,7 @@ class Data:
     source: str | None = None  # Hub id, folder, file (jsonl, csv, parquet, txt; .gz), or demo
     text: str | list[str] | None = None  # column, or pair of columns; default: the first of the usual names
     label: str | None = None  # column; default: label, labels or score
+    extra: tuple[str, ...] = ()  # sources of more texts to train on, without labels: a teacher answers for them
     sets: dict[str, str] = field(default_factory=dict)  # named evaluation files, {austen: "austen.*"}
     evaluation: Evaluated = "test"  # the splits that the reported figures are measured on
     max_length: int = 128  # tokens of a text; of a block for text generation
@@ -114,6 +115,45 @@ def load_texts(data: Data, seed: int) -> Texts:
     if not any(len(rows) for part in (validation, test) for rows in part.values()):
         raise DataError(f"data: {data.source} holds no texts")
     return Texts(train, validation, test, fingerprint)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """Texts without labels, of each source its columns of texts."""
+
+    rows: tuple[Dataset, ...]
+    fingerprint: str  # of all sources, as in `Texts`
+
+
+def load_extra(data: Data, columns: int | None = None) -> Extra:
+    """Loads the sources of texts without labels: a file whole, of a folder or Hub id what is not validation or test.
+    The texts stand in the columns that `data.text` names, else in those of the usual names.
+
+    Args:
+        data: names the sources. columns: how many columns of texts each must have; any number without it.
+
+    Raises:
+        DataError: as `load_texts`; nothing to train on, another number of columns, or a row that is no text.
+    """
+    disable_progress_bar()
+    found, fingerprints = [], []
+    for name in data.extra:
+        source = local_path(name, "data")
+        try:
+            if source is not None:
+                files = find_files(source)
+                splits = {"train": _load_files(files)} if source.is_file() else _load_splits(files, "")
+                fingerprints.append(_sha256(files))
+            else:
+                splits = _load_hub(name)
+                fingerprints.append("-".join(str(rows._fingerprint) for rows in splits.values()))
+            if not len(splits.get("train", ())):
+                raise DataError(f"data: {name} holds no texts to train on, only validation or test")
+            found.append(_only_texts(splits["train"], data.text, columns))
+        except DataError as error:
+            told = str(error).removeprefix("data: ").removeprefix("data.text: ")
+            raise DataError(f"data.extra: {told if name in told else f'{name}: {told}'}") from error
+    return Extra(tuple(found), hashlib.sha256(" ".join(fingerprints).encode()).hexdigest())
 
 
 def text_columns(rows: Dataset, wanted: str | list[str] | None) -> tuple[str, ...]:
@@ -204,6 +244,22 @@ def _load_hub(name: str) -> dict[str, Dataset]:
     except Exception as error:
         raise DataError(f"data: {name} is no folder or file here, and the Hub did not give it out: {error}") from error
     return {split_of(split): rows for split, rows in loaded.items()}
+
+
+def _only_texts(rows: Dataset, wanted: str | list[str] | None, count: int | None) -> Dataset:
+    """The columns of the texts alone, in their order; each value there is a text, or a list of words."""
+    named = [wanted] if isinstance(wanted, str) else wanted or []
+    columns = text_columns(rows, named if named and set(named) <= set(rows.column_names) else None)
+    if count is not None and len(columns) != count:
+        raise DataError(f"its texts are in {' and '.join(columns)}, those of train in {count} columns")
+    texts, read = rows.select_columns(list(columns)), 0
+    for part in texts.iter(batch_size=1000):
+        for column in columns:
+            wrong = next((at for at, text in enumerate(part[column]) if not isinstance(text, str | list)), None)
+            if wrong is not None:
+                raise DataError(f"row {read + wrong + 1}, column {column} is {part[column][wrong]!r}, not a text")
+        read += len(part[columns[0]])
+    return texts
 
 
 def _joined(parts: list[Dataset]) -> Dataset:

@@ -18,6 +18,7 @@ class FillMask(Task):
     name = "fill-mask"
     architectures = ("ForMaskedLM",)
     ort_class = "ORTModelForMaskedLM"
+    answers_tokens = True
     labels_tokens = True
     metric = "masked_accuracy"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ class Task:
     ort_class: ClassVar[str]  # of optimum.onnxruntime
     needs_labels: ClassVar[bool] = False  # nothing can be judged without them
     labels_tokens: ClassVar[bool] = False  # a label for each token, not for the whole text
+    answers_tokens: ClassVar[bool] = False  # answers over the vocabulary; the labels are made of the text itself
     relative: ClassVar[bool] = False  # losses are told as a share of the original's figure, as for perplexity
 
     config: PretrainedConfig
@@ -62,19 +63,29 @@ class Task:
                 example["labels"] = self.label(label, f"row {i + 1}, column {name}")
         return examples
 
+    def examples_of_texts(self, rows: Dataset) -> list[Example]:
+        """Tokenizes rows that have no column but their texts: with labels only where these are made of the text."""
+        bound = replace(self, data=replace(self.data, text=list(rows.column_names)))
+        return bound.examples(rows, labelled=self.answers_tokens) if len(rows) else []
+
     def label(self, value: Any, where: str) -> Any:
         """The label as the model counts it; `where` names the place for an error."""
         return value
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Pads examples to their longest: int64 [batch, tokens], and `labels` as a tensor."""
+        """Pads examples to their longest: int64 [batch, tokens], and `labels` as a tensor. Where only some texts have
+        labels, those of the others' tokens are `IGNORED`; labels of whole texts are those of the texts that have any,
+        and `labelled`, bool [batch], tells which these are."""
         inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         labels = [example["labels"] for example in examples if "labels" in example]
         if labels and self.labels_tokens:
-            batch["labels"] = pad_labels(labels, batch["input_ids"].shape[1], self.tokenizer.padding_side)
+            every = [example.get("labels", []) for example in examples]
+            batch["labels"] = pad_labels(every, batch["input_ids"].shape[1], self.tokenizer.padding_side)
         elif labels:
             batch["labels"] = torch.tensor(labels)
+            if len(labels) < len(examples):
+                batch["labelled"] = torch.tensor(["labels" in example for example in examples])
         return batch
 
     def outcomes(self, outputs: Any, batch: Mapping[str, Tensor]) -> list[Any]:

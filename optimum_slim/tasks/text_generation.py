@@ -23,6 +23,7 @@ class TextGeneration(Task):
     name = "text-generation"
     architectures = ("ForCausalLM", "LMHeadModel")
     ort_class = "ORTModelForCausalLM"
+    answers_tokens = True
     metric = "perplexity"
     relative = True
 

@@ -17,7 +17,7 @@ class Technique:
     """One step of a recipe. `apply(model, ...)` changes the model in place and leaves it a plain, running model.
 
     It asks for what it needs by the names of its parameters, as a pytest test asks for fixtures: calibration_data,
-    training_data, teacher, tokenizer, task, seed, threads, workdir.
+    training_data, train_rows, teacher, teacher_at_rest, tokenizer, task, seed, threads, workdir.
     """
 
     helps: ClassVar[tuple[str, ...]] = ("speed", "size")
@@ -38,6 +38,10 @@ class Technique:
     def note(self, model: PreTrainedModel) -> None:
         """Writes into the model's config, in place, what later steps must know and no shape tells: planning calls it on
         the empty model, `apply` on the real one."""
+
+    def models(self) -> tuple[str, ...]:
+        """Folders and Hub ids of models that it reads besides the model and its teacher."""
+        return ()
 
     def asks(self) -> tuple[str, ...]:
         """The supplies that `apply` wants, read from its signature."""

@@ -47,6 +47,9 @@ class Trained:
     needs: ClassVar[tuple[str, ...]] = ()  # outputs wanted of student and teacher: "hidden_states", "attentions"
     needs_teacher: ClassVar[bool] = False
     whole_weights: ClassVar[bool] = False  # reads or changes weights, of which FSDP leaves a process a part only
+    # Whether of the teacher nothing but its logits is read, so that they may come from a cache: over a vocabulary as
+    # TopLogits, for the technique's own `temperature`.
+    logits_suffice: ClassVar[bool] = False
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the settings by themselves; each names the setting."""

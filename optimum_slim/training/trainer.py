@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -26,7 +26,11 @@ from optimum_slim.tasks.task import IGNORED
 from optimum_slim.training.batches import LikeLengths
 from optimum_slim.training.noise import swapped
 from optimum_slim.training.sharding import put_zeros, shard_on_cpus, spread
+from optimum_slim.training.teacher import Teacher
 from optimum_slim.training.trained import Step, Trained
+
+if TYPE_CHECKING:
+    from optimum_slim.training.cache import Answers
 
 STATE_FILE = "trained_{index}.safetensors"
 WHOLE = "whole"  # an empty file in a checkpoint that lacks nothing
@@ -39,6 +43,7 @@ class TrainingData:
 
     examples: Sequence[dict[str, Any]]
     collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+    extra: Sequence[dict[str, Any]] = ()  # of texts without labels: for a teacher to answer
 
 
 class SlimTrainer(Trainer):
@@ -60,6 +65,7 @@ class SlimTrainer(Trainer):
         dropout: bool,
         noise: float,
         special: Collection[int],
+        answers: Answers | None = None,
     ):
         super().__init__(
             model,
@@ -76,9 +82,11 @@ class SlimTrainer(Trainer):
         self.examples: Any = list(data.examples)
         self.lengths = [len(example["input_ids"]) for example in data.examples]
         self.causal = anatomy_of(model).causal
+        self.teacher = None
         if teacher is not None:
             teacher = spread(teacher, self.accelerator) if processes.sharded() else nn.Module.to(teacher, args.device)
-        self.teacher = teacher.eval() if teacher is not None else None
+            self.teacher = Teacher(teacher, model.config, args.device)
+        self.answers = answers
         self.wanted = {f"output_{name}": True for one in trained for name in one.needs}
         self.model_accepts_loss_kwargs = False  # our losses are means over a batch, also under accumulation
 
@@ -114,42 +122,59 @@ class SlimTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         model.train(self.dropout)
         inputs = self._drawn(inputs)
+        answers, labelled = inputs.pop("answers", {}), inputs.pop("labelled", None)
         unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-        student = model(**(inputs if self.labels else unlabelled), **self.wanted)
+        student = model(**(inputs if self.labels and labelled is None else unlabelled), **self.wanted)
         taught = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = self.teacher(**unlabelled, **self.wanted)
+        if self.answers is not None:
+            taught = self.answers.outputs(answers)
+        elif self.teacher is not None:
+            taught = self.teacher.answers(unlabelled, **self.wanted)
         terms = [one.loss(student, taught, inputs) for one in self.trained]
-        own = self.labels * self._task_loss(student, inputs["labels"]) if self.labels else 0.0
+        own = self.labels * self._task_loss(student, inputs.get("labels"), labelled) if self.labels else 0.0
         loss = sum((term for term in terms if term is not None), own)
         if self.accelerator.num_processes > 1:
             # Processes wait for each other's gradients of all that the outputs stand on; a loss may read none of them.
-            loss = loss + 0 * student[1 if self.labels else 0].mean()
+            loss = loss + 0 * student[0 if student.get("loss") is None else 1].mean()
         return (loss, student) if return_outputs else loss
 
-    def _drawn(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _drawn(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """This process's rows of the batch, after noise; dropout comes from the same seed."""
         seed = self.args.seed * 1_000_003 + self.state.global_step
         if self.noise:
             inputs = swapped(inputs, self.noise, self.special, torch.Generator().manual_seed(seed))
         torch.manual_seed(seed * processes.count() + processes.index())
         size, at = self.args.train_batch_size, processes.index()
-        return {name: value[at * size : (at + 1) * size] for name, value in inputs.items()}
+        return _rows(inputs, at * size, (at + 1) * size)
 
-    def _task_loss(self, student: Any, labels: Tensor) -> Tensor:
-        """The model's own loss, a mean over its labels, weighted so that the mean over processes is that over all."""
-        if processes.count() == 1:
-            return student.loss
+    def _task_loss(self, student: Any, labels: Tensor | None, labelled: Tensor | None) -> Any:
+        """The task's own loss, a mean over labels, weighted so that the mean over processes is that over all; 0 where
+        no text of the batch has a label."""
+        if labels is None:
+            return 0.0
         counted = ((labels[:, 1:] if self.causal and labels.ndim == 2 else labels) != IGNORED).sum().float()
-        share = counted / processes.mean(counted)
-        return share * student.loss if counted else 0 * student[1].mean()  # without a label the model says nan
+        share = counted / processes.mean(counted) if processes.count() > 1 else 1.0
+        if processes.count() > 1 and not counted:
+            return 0.0  # of nothing the model says nan
+        if labelled is None:
+            return share * student.loss
+        model: Any = self.model
+        return share * model.loss_function(labels, student.logits[labelled], model.config)
+
+
+def _rows(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """Some rows of a batch, as `Task.collate` and `Answers.numbered` make it."""
+    rows = {name: _rows(one, start, stop) if name == "answers" else one[start:stop] for name, one in batch.items()}
+    if "labelled" in batch:
+        before, here = int(batch["labelled"][:start].sum()), int(batch["labelled"][start:stop].sum())
+        rows["labels"] = batch["labels"][before : before + here]
+    return rows
 
 
 class _Schedule(TrainerCallback):
@@ -256,12 +281,13 @@ def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> No
     found = last_checkpoint(folder)
     name = processes.told(found and found.name)
     last = str(folder / name) if name else None
+    teacher = trainer.teacher.model if trainer.teacher is not None else None
     try:
         with ExitStack() as stack:
             if "output_attentions" in trainer.wanted:
-                stack.enter_context(_shown_attentions(model, trainer.teacher))
+                stack.enter_context(_shown_attentions(model, teacher))
             for index, one in enumerate(trainer.trained):
-                one.begin(model, trainer.teacher)
+                one.begin(model, teacher)
                 stack.callback(one.end, model)
                 if last and (file := Path(last) / STATE_FILE.format(index=index)).exists():
                     one.load_state(load_file(file))

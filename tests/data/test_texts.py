@@ -9,7 +9,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from optimum_slim.data.texts import Data, label_column, load_texts, split_of, text_columns
+from optimum_slim.data.texts import Data, label_column, load_extra, load_texts, split_of, text_columns
 from optimum_slim.errors import DataError
 
 
@@ -241,3 +241,61 @@ def test_settings_that_mean_nothing_are_mistakes(settings, mistake):
 
 def test_sound_settings_have_no_mistakes():
     assert not list(Data(source="x", text=["a", "b"], sets={"a": "austen.*"}, limit=5).mistakes())
+
+
+def extra(*sources, columns=None, **settings):
+    found = load_extra(Data(extra=tuple(map(str, sources)), **settings), columns)
+    return [rows.to_dict() for rows in found.rows], found.fingerprint
+
+
+def test_extra_texts_are_files_and_what_folders_hold_to_train_on(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "a" / "train.jsonl", ["one"])
+    write(tmp_path / "a" / "reviews.jsonl", ["two"])
+    write(tmp_path / "a" / "test.jsonl", ["hidden"])
+    (tmp_path / "b" / "lines.txt").write_text("three\nfour\n")
+    alone = write(tmp_path / "dev.jsonl", ["five"])
+    found, _ = extra(tmp_path / "a", tmp_path / "b", alone)
+    assert found == [{"text": ["two", "one"]}, {"text": ["three", "four"]}, {"text": ["five"]}]
+
+
+def test_extra_texts_bring_no_labels_and_their_columns_may_have_other_names(tmp_path):
+    (tmp_path / "a.csv").write_text("review,sentence,label\nfirst,second,1\n")
+    (tmp_path / "b.csv").write_text("sentence,label\nsecond,1\n")
+    found, _ = extra(tmp_path / "a.csv", tmp_path / "b.csv", text="review")
+    assert found == [{"review": ["first"]}, {"sentence": ["second"]}]
+
+
+def test_the_columns_of_a_pair_keep_their_order(tmp_path):
+    (tmp_path / "a.csv").write_text("hypothesis,premise\nthat,this\n")
+    found = load_extra(Data(extra=(str(tmp_path / "a.csv"),)), 2).rows[0]
+    assert found.column_names == ["premise", "hypothesis"]
+
+
+def test_other_extra_texts_have_another_fingerprint(tmp_path):
+    a, b = write(tmp_path / "a.jsonl", ["one"]), write(tmp_path / "b.jsonl", ["two"])
+    prints = {extra(*sources)[1] for sources in ([a], [b], [a, b], [b, a])}
+    assert len(prints) == 4
+    before = extra(a)[1]
+    write(a, ["three"])
+    assert extra(a)[1] != before
+
+
+def test_extra_texts_that_cannot_be_used_are_told_with_their_source(tmp_path):
+    (tmp_path / "held").mkdir()
+    write(tmp_path / "held" / "test.jsonl", ["one"])
+    (tmp_path / "stars.csv").write_text("row,stars\nfive,5\n")
+    (tmp_path / "gaps.jsonl").write_text('{"text": "one"}\n{"text": null}\n')
+    (tmp_path / "broken.jsonl").write_text("{")
+    one = write(tmp_path / "one.jsonl", ["one"])
+    for source, columns, told in (
+        (tmp_path / "held", None, "data.extra: .*held holds no texts to train on, only validation or test"),
+        (tmp_path / "nowhere", None, "data.extra: .*nowhere is no folder or file here"),
+        (tmp_path / "stars.csv", None, "data.extra: .*stars.csv: say which column .* the columns are row, stars"),
+        (tmp_path / "gaps.jsonl", None, "data.extra: .*gaps.jsonl: row 2, column text is None, not a text"),
+        (tmp_path / "broken.jsonl", None, "data.extra: .*broken.jsonl cannot be read"),
+        (one, 2, "data.extra: .*one.jsonl: its texts are in text, those of train in 2 columns"),
+    ):
+        with pytest.raises(DataError, match=told):
+            extra(source, columns=columns)

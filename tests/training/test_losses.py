@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from optimum_slim.training.losses import (
+    TopLogits,
     attention_divergence,
     attention_error,
     masked_mean,
@@ -15,6 +16,7 @@ from optimum_slim.training.losses import (
     relative_error,
     soft_classes,
     soft_labels,
+    soft_top_classes,
 )
 
 MASK = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
@@ -51,6 +53,37 @@ def test_soft_classes_of_tokens_pass_over_padding():
     real = MASK.bool()
     wanted = soft_classes(student[real], teacher[real], 2.0)
     assert soft_classes(student, teacher, 2.0, MASK) == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def top_of(teacher, k, temperature):
+    """The k largest logits of a teacher, and all others as one sum."""
+    shifted = teacher - teacher.amax(-1, keepdim=True)
+    values, ids = shifted.topk(k, dim=-1)
+    rest = (shifted.scatter(-1, ids, -torch.inf) / temperature).logsumexp(-1)
+    return TopLogits(ids, values, {temperature: rest}, teacher.shape[-1])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_all_classes_are_their_own_top(temperature):
+    student, teacher = logits(2, 5, 12), logits(2, 5, 12, seed=1)
+    whole = soft_classes(student, teacher, temperature, MASK)
+    found = soft_top_classes(student, top_of(teacher, 12, temperature), temperature, MASK)
+    assert found.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("k", [1, 3, 11])
+def test_the_top_of_the_classes_loses_the_divergence_among_the_others_and_no_more(k, temperature):
+    student, teacher = logits(7, 12), logits(7, 12, seed=1)
+    p, q = (torch.softmax(one.double() / temperature, -1) for one in (teacher, student))
+    others = torch.ones_like(p).scatter(-1, teacher.topk(k, dim=-1).indices, 0.0)
+    rest, its = (p * others).sum(-1), (q * others).sum(-1)
+    within = (others * p / rest[:, None] * (p / q / (rest / its)[:, None]).log()).sum(-1)
+    lost = (rest * within).mean().item() * temperature**2
+    whole = soft_classes(student, teacher, temperature).item()
+    found = soft_top_classes(student, top_of(teacher, k, temperature), temperature).item()
+    assert found == pytest.approx(whole - lost, rel=1e-3, abs=1e-4)
+    assert found <= whole + 1e-5
 
 
 def test_gradients_keep_their_size_as_temperature_rises():
@@ -153,6 +186,7 @@ def test_the_masked_mean_is_of_what_the_mask_keeps():
 
 LOSSES = {
     "soft classes": lambda student, teacher: soft_classes(student, teacher, 2.0),
+    "soft top classes": lambda student, teacher: soft_top_classes(student, top_of(teacher.float(), 2, 2.0), 2.0),
     "soft classes of tokens": lambda student, teacher: soft_classes(student, teacher, 2.0, torch.ones(6)),
     "soft labels": lambda student, teacher: soft_labels(student, teacher, 2.0),
     "relative error": lambda student, teacher: relative_error(student[None], teacher[None], torch.ones(1, 6)),

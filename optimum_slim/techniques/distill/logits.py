@@ -11,17 +11,20 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.tasks import FeatureExtraction, task_named
-from optimum_slim.training.losses import soft_classes, soft_labels
+from optimum_slim.training.losses import TopLogits, soft_classes, soft_labels, soft_top_classes
 from optimum_slim.training.trained import Batch, Taught
 
 
 @dataclass
 class DistillLogits(Taught):
     """KL divergence to the teacher's softened probabilities (arXiv:1503.02531, section 2); for models with one output
-    the squared error, for several labels at once the binary form.
+    the squared error, for several labels at once the binary form. With `teacher_cache` a decoder's or a masked language
+    model's teacher is known by its largest logits, and by the sum of the others.
 
     - distill.logits: {temperature: 2, weight: 4}
     """
+
+    logits_suffice = True
 
     temperature: float = 2.0  # above 1 shows more of the unlikely answers
     weight: float = 1.0  # of this term in the loss
@@ -39,10 +42,14 @@ class DistillLogits(Taught):
         self.several = model.config.problem_type == "multi_label_classification"
 
     def loss(self, student: Any, teacher: Any, batch: Batch) -> Tensor | None:
-        ours, theirs = student.logits, teacher.logits
+        theirs = teacher.logits
+        mask = batch["attention_mask"] if student.logits.ndim == 3 else None
+        if isinstance(theirs, TopLogits):
+            ours = student.logits[..., : theirs.classes]
+            return self.weight * soft_top_classes(ours, theirs, self.temperature, mask)
+        ours = student.logits[..., : theirs.shape[-1]]  # rows beyond the teacher's vocabulary stand for no token
         if ours.shape[-1] == 1:
             return self.weight * F.mse_loss(ours.float(), theirs.float())
         if self.several:
             return self.weight * soft_labels(ours, theirs, self.temperature)
-        mask = batch["attention_mask"] if ours.ndim == 3 else None
         return self.weight * soft_classes(ours, theirs, self.temperature, mask)
