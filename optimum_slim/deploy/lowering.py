@@ -3,7 +3,7 @@ scale per row, sparse where the recipe made them so."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from optimum_slim.deploy.graph import (
     tied_heads,
 )
 from optimum_slim.deploy.linears import Linear, linears_in
-from optimum_slim.deploy.names import module_path
+from optimum_slim.deploy.names import nodes_of, weight_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.function import DOMAIN, slim_functions, slim_node
 from optimum_slim.kernels.packing import MIDDLE, pack
@@ -33,7 +33,9 @@ from optimum_slim.kernels.pattern import pattern_named
 SMALLEST = 1024  # weights; a classifier's few rows are not worth a node of another kind
 
 
-def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int | None = None) -> list[str]:
+def lower(
+    graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int | None = None, high: Collection[str] = ()
+) -> list[str]:
     """Makes every linear of at least `SMALLEST` weights a SlimLinear, in place.
 
     Args:
@@ -41,6 +43,7 @@ def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int |
         patterns: pattern by torch weight, e.g. {"bert.encoder.layer.0.output.dense.weight": "4x1"}; others are dense.
         group_size: inputs that share a scale, of weights and of activations; default: all. Linears whose inputs it does
             not divide have one scale.
+        high: torch weights that stay as they are.
 
     Returns:
         The names of the new nodes.
@@ -50,17 +53,17 @@ def lower(graph: onnx.ModelProto, patterns: Mapping[str, str], group_size: int |
     """
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
+    left = {name for node in nodes_of(graph, high) for name in node.input[:2]}
     used, made, over_edge = set(), list[str](), False
     for linear in list(linears_in(graph)):
         weight = stored_array(graph, linear.weight)
         weight = np.ascontiguousarray(weight.T if linear.transposed else weight)
-        if weight.size < SMALLEST:
+        if weight.size < SMALLEST or weight_of(linear.nodes[0], high) is not None:
             continue
-        path = module_path(linear.nodes[0])
-        pattern = next((pattern for name, pattern in patterns.items() if name.endswith(f"{path}.weight")), "dense")
+        pattern = patterns.get(weight_of(linear.nodes[0], patterns) or "", "dense")
         grouped = group_size if group_size and weight.shape[1] % group_size == 0 else None
         node = _slim_linear(graph, linear, weight, pattern, grouped)
-        if linear.weight in tied:
+        if linear.weight in tied and tied[linear.weight] not in left:
             groups = weight.shape[1] // (grouped or weight.shape[1])
             for gather in float_embeddings(graph)[tied[linear.weight]]:
                 read_integers(graph, gather, node.input[2], node.input[3], MIDDLE, groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,24 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
                 f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight"
             )
     return found
+
+
+def nodes_of(graph: onnx.ModelProto, weights: Collection[str]) -> list[onnx.NodeProto]:
+    """The nodes that compute with these torch weights, by the paths in their names, as far as there are any.
+
+    Args:
+        graph: an export, also with its linears or tables rewritten, as long as nodes keep their names.
+        weights: torch parameter names, e.g. "bert.encoder.layer.0.output.dense.weight".
+    """
+    products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "Gather")]
+    return [node for node in products if weight_of(node, weights) is not None]
+
+
+def weight_of(node: onnx.NodeProto, weights: Collection[str]) -> str | None:
+    """Which of these torch weights a node computes with; the base model's name may be missing from its path."""
+    path = module_path(node)
+    found = (name for name in weights if f".{name}".endswith(f".{path}.weight"))
+    return next(found, None) if path else None
 
 
 def module_path(node: onnx.NodeProto) -> str:

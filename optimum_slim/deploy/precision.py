@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import onnx
@@ -23,6 +23,7 @@ from optimum_slim.deploy.graph import (
     unsigned_weights,
 )
 from optimum_slim.deploy.lowering import lower
+from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
 
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
@@ -43,13 +44,17 @@ def fp32(graph: onnx.ModelProto, target: Path) -> None:
     save_onnx(graph, target)
 
 
-def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
+def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = ()) -> None:
     """8-bit weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
     arXiv:1712.05877, as ONNX Runtime's dynamic quantization). Products of two activations stay float: they are small,
-    and quantizing them costs the most accuracy."""
+    and quantizing them costs the most accuracy.
+
+    Args:
+        high: weights that stay fp32, by torch name.
+    """
     large = is_large(graph)
     fold_transposed_weights(graph)
-    tied = tied_heads(graph)
+    tied, products, tables = tied_heads(graph), *_left(graph, high)
     with _quietly():
         quantize_dynamic(
             graph,
@@ -57,36 +62,46 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=[*products, *(f"{name}_MatMul" for name in products)],  # what it makes of a Gemm
             use_external_data_format=large,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
     quantized = onnx.load(target)
     unsigned_weights(quantized)
-    quantize_embeddings(quantized, tied)
+    quantize_embeddings(quantized, tied, tables)
     save_onnx(quantized, target)
 
 
-def int8_weights(graph: onnx.ModelProto, target: Path) -> None:
+def int8_weights(graph: onnx.ModelProto, target: Path, high: Collection[str] = ()) -> None:
     """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
-    (MatMulNBits): for decoders, which one activation scale per tensor ruins."""
+    (MatMulNBits): for decoders, which one activation scale per tensor ruins.
+
+    Args:
+        high: weights that stay fp32, by torch name.
+    """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
+    products, tables = _left(graph, high)
     # accuracy_level 4 multiplies in int8; level 0 is about 20 times slower at one row.
     config = DefaultWeightOnlyQuantConfig(block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
-    quantizer = MatMulNBitsQuantizer(graph, algo_config=config)
+    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
     with _quietly():
         quantizer.process()
     quantized = quantizer.model.model
-    share_embedding_blocks(quantized, tied, WEIGHT_BLOCK)
-    quantize_embeddings(quantized, {})
+    share_embedding_blocks(quantized, {h: table for h, table in tied.items() if table not in tables}, WEIGHT_BLOCK)
+    quantize_embeddings(quantized, {}, tables)
     save_onnx(quantized, target)
 
 
 def int8_rows(
-    graph: onnx.ModelProto, target: Path, group_size: int | None = None, patterns: Mapping[str, str] | None = None
+    graph: onnx.ModelProto,
+    target: Path,
+    group_size: int | None = None,
+    patterns: Mapping[str, str] | None = None,
+    high: Collection[str] = (),
 ) -> None:
     """int8 linears whose activations have a scale per row, or per row and group of inputs (SlimLinear), so that one
     large value ruins no other row.
@@ -94,21 +109,31 @@ def int8_rows(
     Args:
         group_size: inputs that share a scale; default: all inputs of a row.
         patterns: of the weights that run sparse, by torch name.
+        high: weights that stay fp32, likewise.
     """
     fuse_residual_norms(graph)
     fuse_attention(graph)
-    lower(graph, patterns or {}, group_size)
-    quantize_embeddings(graph, {})
+    tables = _left(graph, high)[1]
+    lower(graph, patterns or {}, group_size, high)
+    quantize_embeddings(graph, {}, tables)
     save_onnx(graph, target)
 
 
-# Each takes a `prepared` graph, which it changes, and writes the file that is served.
+# Each takes a `prepared` graph, which it changes, and writes the file that is served; all but fp32 can leave weights
+# `high`.
 PRECISIONS: dict[str, Callable[..., None]] = {
     "fp32": fp32,
     "int8-dynamic": int8_dynamic,
     "int8-rows": int8_rows,
     "int8-weights": int8_weights,
 }
+
+
+def _left(graph: onnx.ModelProto, high: Collection[str]) -> tuple[list[str], set[str]]:
+    """What stays as it is: the names of products, and of tables that rows are gathered from."""
+    nodes = nodes_of(graph, high)
+    tables = {node.input[0] for node in nodes if node.op_type == "Gather"}
+    return [node.name for node in nodes if node.op_type != "Gather"], tables
 
 
 def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:
