@@ -16,12 +16,14 @@ from transformers import PreTrainedModel
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
-from optimum_slim.deploy.choose import choose_precision
+from optimum_slim.deploy.budget import FURTHER, Budget, budget_row
+from optimum_slim.deploy.choose import Chosen, choose_precision
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.verify import load_ort, verify
+from optimum_slim.errors import QualityError
 from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.recipe import Recipe
@@ -193,29 +195,51 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
     candidates = work.kept("precision")
-    chosen, decided = choose_precision(model, fp32, candidates, recipe.deploy, plan.validation, plan.causal)
+    before = original.folder if recipe.budget is not None else None
+    chosen = choose_precision(
+        model, fp32, candidates, recipe.deploy, plan.validation, plan.causal, recipe.budget, before
+    )
 
     folder = work.scratch("final")
     save_model(model, folder, plan.tokenizer)
-    for file in chosen.glob("model.onnx*"):
+    for file in chosen.folder.glob("model.onnx*"):
         file.rename(folder / file.name)
     carry_files(plan.folder, folder)
     say("verifying")
     report.verify = verify(model, fp32, folder, type(task))
     say("measuring quality and speed")
     report.task = task.name
-    report.recipe = _completed(plan, decided)
+    report.recipe = _completed(plan, chosen.decided)
     report.model = _model_row(plan)
     report.data = _data_row(plan)
     report.environment = environment() | {"threads_of_training": recipe.threads}
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
     path = folder / "model.onnx"
-    report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
+    report.final |= {"precision": chosen.decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
+    if recipe.budget is not None:
+        report.budget = _held(recipe.budget, chosen, report.final)
     (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
     report.write(folder)
     write_card(report, folder)
     write_html(report, folder)
     return folder
+
+
+def _held(budget: Budget, chosen: Chosen, final: Row) -> Row:
+    """The report's `budget`, by the figures that it reports.
+
+    Raises:
+        QualityError: in the final measurement the speed, which was just enough before, is not.
+    """
+    point = {key: final["latency"][0][key] for key in ("batch", "tokens", "threads")}
+    # Of a decoder one more token, which stands behind the prefill.
+    speed = [row for row in final["latency"] if point.items() <= row.items()][-1]["speedup"]["vs_fp32"]
+    if budget.speedup is not None and speed["median"] < budget.speedup:
+        raise QualityError(
+            f"budget.speedup: {speed['median']:.2f}x was reached in the final measurement, and wanted is "
+            f"{budget.speedup:g}x: lower speedup, or remove more; {FURTHER}"
+        )
+    return budget_row(budget, chosen.drop, speed, chosen.decided)
 
 
 def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:

@@ -199,6 +199,8 @@ def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
     chooses = recipe.deploy.precision == "auto" and not (recipe.deploy.decided or {}).get("precision")
     if chooses and recipe.data.source is None:
         mistakes.append("deploy.precision: auto needs texts to judge by: give `data:` a source, or name a precision")
+    if recipe.budget is not None and recipe.budget.quality_drop is not None and recipe.data.source is None:
+        mistakes.append("budget.quality_drop needs texts to judge by: give `data:` a source, or pass --data")
     return mistakes
 
 

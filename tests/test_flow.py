@@ -269,6 +269,49 @@ def test_after_a_precision_that_costs_too_much_another_one_goes_on_from_there(de
     assert [row["technique"] for row in report.steps] == ["prune.layers"]
 
 
+BUDGET = {"budget": {"quality_drop": 0.01, "speedup": 0.001}}  # so little that a busy machine holds it
+
+
+@pytest.fixture(scope="module")
+def budgeted(delicate, folder):
+    """The folder of a run that held a budget which its precision alone does not."""
+    slim(read_recipe(delicate | LOSSY | BUDGET), folder / "budgeted")
+    return folder / "budgeted"
+
+
+def test_layers_that_lose_most_are_left_high_until_the_budget_holds(budgeted):
+    report = figures(budgeted)
+    high = report["recipe"]["deploy"]["decided"]["high"]
+    assert set(high) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert sum(high.values()) == pytest.approx(1, abs=0.01)
+    assert report["budget"]["high"] == high
+    assert report["budget"]["quality_drop"]["reached"] <= report["budget"]["quality_drop"]["wanted"] == 0.01
+    decode = report["final"]["latency"][1]
+    assert (decode["phase"], report["budget"]["speedup"]["reached"]) == ("decode", decode["speedup"]["vs_fp32"])
+    assert report["final"]["quality"]["perplexity"] < 1.02 * report["original"]["quality"]["perplexity"]
+    assert {row["stored"] for row in report["final"]["layers"]} == {"int8"}
+
+
+def test_a_recipe_with_a_held_budget_gives_the_same_bytes_without_a_search(budgeted, delicate, tmp_path, monkeypatch):
+    monkeypatch.delattr("optimum_slim.deploy.within.measured")
+    source = {"model": delicate["model"], "data.source": delicate["data"]["source"]}
+    slim(load_recipe(str(budgeted / "slim_recipe.yaml"), source), tmp_path / "out")
+    for file in SAME_BYTES:
+        assert (tmp_path / "out" / file).read_bytes() == (budgeted / file).read_bytes(), file
+
+
+def test_a_budget_that_cannot_be_held_tells_which_end_fails_and_leaves_the_work(delicate, tmp_path):
+    deploy = LOSSY["deploy"] | {"precision": "fp32"}
+    with pytest.raises(
+        QualityError, match=r"^budget.speedup: the fastest file \(fp32.* reaches [\d.]+x. Wanted is 1000x"
+    ):
+        slim(read_recipe(delicate | {"deploy": deploy, "budget": {"speedup": 1000}}), tmp_path / "out")
+    said = []
+    report = slim(read_recipe(delicate | {"deploy": deploy}), tmp_path / "out", say=said.append)
+    assert not [line for line in said if line.startswith("step")]
+    assert report.budget == {}
+
+
 @pytest.mark.slow
 def test_auto_hands_out_a_precision_that_keeps_the_quality(delicate, tmp_path):
     report = slim(read_recipe(delicate | {"deploy": {"target": {"tokens": [16]}}}), tmp_path / "out")

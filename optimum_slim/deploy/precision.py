@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -127,6 +129,36 @@ PRECISIONS: dict[str, Callable[..., None]] = {
     "int8-rows": int8_rows,
     "int8-weights": int8_weights,
 }
+
+
+def make_precisions(source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """A folder that an ORTModel loads for each wanted precision.
+
+    Args:
+        source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
+        `PRECISIONS[name]` takes them.
+    """
+    graph, ready = prepared(source / "model.onnx"), work / "prepared.onnx"
+    if len(wanted) > 1:
+        save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
+    return {
+        name: make_precision(graph if len(wanted) == 1 else onnx.load(ready), source, work / name, name, options)
+        for name, options in wanted.items()
+    }
+
+
+def make_precision(graph: onnx.ModelProto, source: Path, folder: Path, name: str, options: Mapping[str, Any]) -> Path:
+    """Writes a folder that an ORTModel loads, and returns it.
+
+    Args:
+        graph: as `prepared` makes it; it is changed. source: folder of the fp32 export. name, options: of `PRECISIONS`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    PRECISIONS[name](graph, folder / "model.onnx", **options)
+    return folder
 
 
 def _left(graph: onnx.ModelProto, high: Collection[str]) -> tuple[list[str], set[str]]:
