@@ -22,6 +22,7 @@ from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
+from optimum_slim.deploy.steadiness import checked
 from optimum_slim.deploy.verify import load_ort, verify
 from optimum_slim.errors import QualityError
 from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
@@ -206,7 +207,7 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
         file.rename(folder / file.name)
     carry_files(plan.folder, folder)
     say("verifying")
-    report.verify = verify(model, fp32, folder, type(task))
+    report.verify = verify(model, fp32, folder, type(task)) | checked(folder, type(task))
     say("measuring quality and speed")
     report.task = task.name
     report.recipe = _completed(plan, chosen.decided)
