@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
 from optimum_slim.deploy.budget import FURTHER, Budget, budget_row
-from optimum_slim.deploy.choose import Chosen, choose_precision
+from optimum_slim.deploy.choose import choose_precision
+from optimum_slim.deploy.denser import choose_denser, make_denser
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
@@ -34,9 +37,11 @@ from optimum_slim.report.report import Report, Row, latency_row, parameters_of, 
 from optimum_slim.sources import local_path, told_name
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
+from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.training.trainer import TrainingData
 from optimum_slim.workspace import Workspace
 
+DENSE = "dense.safetensors"  # in the workspace: weights before one-shot sparsity, where the recipe ends with it
 TORCH_BATCH = 16  # texts at a time when a torch model is judged
 
 Say = Callable[[str], None]
@@ -65,8 +70,9 @@ def slim(
         model, report = _latest(plan, work)
         for step in plan.remaining(len(report.steps)):
             say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
-            begun = time.monotonic()
+            begun, dense = time.monotonic(), _before_zeros(model, plan, len(report.steps))
             step.technique.apply(model, **supplies.asked_by(step))
+            _keep_dense(dense, work)
             report.steps.append(_step_row(step, model, plan, original, time.monotonic() - begun))
             work.checkpoint(model, plan.tokenizer, report)
         folder = _deploy(model.cpu(), plan, work, original, report, say)
@@ -150,6 +156,15 @@ class Original:
         outcomes = plan.evaluation.outcomes(load_ort(self.folder, type(plan.task), plan.recipe.threads))
         return replace(plan.evaluation, original=outcomes)
 
+    @cached_property
+    def validation(self) -> Evaluation | None:
+        """The texts that choices are made by, with the original's answers."""
+        plan = self.plan
+        if plan.validation is None:
+            return None
+        self.say("judging the original model on validation")
+        return replace(plan.validation, original=plan.validation.outcomes(load_ort(self.folder, type(plan.task))))
+
     def quality(self, model: Any, batch_size: int = 1) -> Metrics:
         """A model's figures, compared with the original's answers where the task does so; without a model the
         original's own."""
@@ -192,14 +207,15 @@ def _settings(step: PlannedStep, plan: Plan) -> dict[str, Any]:
 def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say) -> Path:
     """Exports, chooses the precision, proves and measures; returns the finished folder."""
     task, recipe = plan.task, plan.recipe
+    validation = original.validation if recipe.budget is not None else plan.validation
+    denser = _made_denser(model, plan, work, validation)
     say("exporting the slim model")
     fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
     candidates = work.kept("precision")
     before = original.folder if recipe.budget is not None else None
-    chosen = choose_precision(
-        model, fp32, candidates, recipe.deploy, plan.validation, plan.causal, recipe.budget, before
-    )
+    chosen = choose_precision(model, fp32, candidates, recipe.deploy, validation, plan.causal, recipe.budget, before)
+    decided = chosen.decided | ({"denser": denser} if denser else {})
 
     folder = work.scratch("final")
     save_model(model, folder, plan.tokenizer)
@@ -210,15 +226,15 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     report.verify = verify(model, fp32, folder, type(task)) | checked(folder, type(task))
     say("measuring quality and speed")
     report.task = task.name
-    report.recipe = _completed(plan, chosen.decided)
+    report.recipe = _completed(plan, decided)
     report.model = _model_row(plan)
     report.data = _data_row(plan)
     report.environment = environment() | {"threads_of_training": recipe.threads}
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
     path = folder / "model.onnx"
-    report.final |= {"precision": chosen.decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
+    report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
     if recipe.budget is not None:
-        report.budget = _held(recipe.budget, chosen, report.final)
+        report.budget = _held(recipe.budget, chosen.drop, decided, report.final)
     (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
     report.write(folder)
     write_card(report, folder)
@@ -226,7 +242,42 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     return folder
 
 
-def _held(budget: Budget, chosen: Chosen, final: Row) -> Row:
+def _before_zeros(model: PreTrainedModel, plan: Plan, index: int) -> dict[str, Tensor]:
+    """Copies of the weights that a step of those that end the recipe is about to make sparse."""
+    technique = plan.steps[index].technique
+    if index < plan.zeros_last or not isinstance(technique, Sparsify):
+        return {}
+    names = [f"{name}.weight" for name in technique.targeted(model)]
+    return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
+
+
+def _keep_dense(dense: dict[str, Tensor], work: Workspace) -> None:
+    """Keeps weights from before their first zeros, in case a budget wants them back."""
+    if dense:
+        path = work.folder / DENSE
+        kept = load_file(path) if path.exists() else {}
+        save_file(dense | kept, path.with_suffix(".unfinished"))
+        path.with_suffix(".unfinished").replace(path)
+
+
+def _made_denser(model: PreTrainedModel, plan: Plan, work: Workspace, validation: Evaluation | None) -> Row:
+    """Gives weights back what they were before their zeros, in place: those that were decided before, or those that the
+    budget needs; returns which, and why."""
+    path, recipe = work.folder / DENSE, plan.recipe
+    if not path.exists():
+        return {}
+    dense, decided, budget = load_file(path), recipe.deploy.decided, recipe.budget
+    chosen: Row = {}
+    if decided is not None:
+        chosen = decided.get("denser", {})
+    elif budget is not None and budget.quality_drop is not None and validation is not None:
+        chosen = choose_denser(model, dense, validation, budget.quality_drop, TORCH_BATCH)
+    if chosen:
+        make_denser(model, dense, chosen)
+    return chosen
+
+
+def _held(budget: Budget, drop: float | None, decided: Row, final: Row) -> Row:
     """The report's `budget`, by the figures that it reports.
 
     Raises:
@@ -240,7 +291,7 @@ def _held(budget: Budget, chosen: Chosen, final: Row) -> Row:
             f"budget.speedup: {speed['median']:.2f}x was reached in the final measurement, and wanted is "
             f"{budget.speedup:g}x: lower speedup, or remove more; {FURTHER}"
         )
-    return budget_row(budget, chosen.drop, speed, chosen.decided)
+    return budget_row(budget, drop, speed, decided)
 
 
 def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:

@@ -49,15 +49,14 @@ class Judge:
     original: Evaluation  # with the original's
 
     @classmethod
-    def of(cls, validation: Evaluation, slim: Path, original: Path) -> Judge:
-        """Runs both fp32 exports.
+    def of(cls, validation: Evaluation, slim: Path) -> Judge:
+        """Runs the slim model's fp32 export.
 
         Args:
-            slim, original: their folders.
+            validation: with the original's answers. slim: the folder.
         """
-        kind = type(validation.task)
-        answers = [validation.outcomes(load_ort(folder, kind)) for folder in (slim, original)]
-        return cls(*(replace(validation, original=one) for one in answers))
+        answers = validation.outcomes(load_ort(slim, type(validation.task)))
+        return cls(replace(validation, original=answers), validation)
 
     def losses(self, folder: Path) -> Losses:
         """Of the file in a folder."""
@@ -159,6 +158,7 @@ def budget_row(
         "quality_drop": {"wanted": budget.quality_drop, "reached": drop},
         "speedup": {"wanted": budget.speedup, "reached": dict(speed)},
         "high": dict(decided.get("high", {})),
+        "denser": dict(decided.get("denser", {})),
     }
 
 

@@ -41,9 +41,10 @@ class Deploy:
         chosen = (self.decided or {}).get("precision")
         if chosen is not None and chosen not in PRECISIONS:
             yield f"decided.precision must be one of {', '.join(PRECISIONS)}, not {chosen!r}"
-        high = (self.decided or {}).get("high", {})
-        if not isinstance(high, dict) or not all(isinstance(name, str) for name in high):
-            yield f"decided.high must map weights to numbers, not be {high!r}"
+        for key in ("high", "denser"):
+            weights = (self.decided or {}).get(key, {})
+            if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+                yield f"decided.{key} must map weights to numbers, not be {weights!r}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def choose_precision(
         source: folder of its fp32 export, with its config.json.
         work: where the candidates are made, a folder each.
         deploy: the settings.
-        validation: texts to judge on; none where the recipe has no data.
+        validation: texts to judge on, under a budget with the original's answers; none where the recipe has no data.
         causal: the model has a cache, and decoding counts.
         budget: what the file may lose and must gain against the original.
         original: folder of the original's fp32 export, where there is a budget.
@@ -98,7 +99,7 @@ def choose_precision(
         return Chosen(folders[name], _decided(name, patterns, high))
 
     if budget is not None and original is not None:
-        judge = Judge.of(validation, source, original) if validation is not None else None
+        judge = Judge.of(validation, source) if validation is not None else None
         search = Search(
             model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options
         )

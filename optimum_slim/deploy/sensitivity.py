@@ -1,4 +1,5 @@
-"""Which layers suffer most from low precision: each is brought to it alone, and what changes then is its doing."""
+"""Which layers suffer most from low precision, or from zeros: each is changed alone, and what changes then is its
+doing."""
 
 from __future__ import annotations
 
@@ -28,13 +29,14 @@ Kind = Literal["classes", "labels", "vectors"]
 
 
 def sensitivity(alone: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
-    """Ranks layers by what leaving them in high precision gains for what it costs: bytes, and about as much time.
+    """Ranks layers by what leaving them as they were gains for what it costs: bytes, and about as much time.
 
-    Measured around the fp32 model, as HAWQ's second derivatives are (arXiv:1905.03696): there small errors add up,
-    while around the low one a layer shows nothing as long as another ruins the answers.
+    Measured around the model as it was, as HAWQ's second derivatives are (arXiv:1905.03696): there small errors add up,
+    while around the changed one a layer shows nothing as long as another ruins the answers.
 
     Args:
-        alone: divergence from the fp32 model, at least 0, with one layer alone in low precision, by layer.
+        alone: divergence from the unchanged model, at least 0, with one layer alone in low precision, or sparse, by
+            layer.
         sizes: weights of each layer, above 0.
 
     Returns:
@@ -44,6 +46,27 @@ def sensitivity(alone: Mapping[str, float], sizes: Mapping[str, int]) -> dict[st
     total = sum(alone.values())
     shares = {name: one / total if total > 0 else 0.0 for name, one in alone.items()}
     return dict(sorted(shares.items(), key=lambda one: -one[1] / sizes[one[0]]))
+
+
+def fewest(most: int, holds: Callable[[int], bool]) -> int | None:
+    """The smallest number from 1 to `most` that holds, if with it every larger one does; None where `most` does not.
+    Doubles, then halves: small numbers are asked about first.
+
+    Args:
+        most: at least 1. holds: asked about each number once.
+    """
+    failing, found = 0, 1
+    while not holds(found):
+        if found == most:
+            return None
+        failing, found = found, min(2 * found, most)
+    while found - failing > 1:
+        middle = (failing + found) // 2
+        if holds(middle):
+            found = middle
+        else:
+            failing = middle
+    return found
 
 
 def divergence(outputs: Sequence[Tensor], reference: Sequence[Tensor], kind: Kind) -> float:
@@ -105,21 +128,21 @@ def units_of(model: PreTrainedModel, weights: Iterable[str], most: int = MOST) -
 
 @dataclass(frozen=True)
 class Probe:
-    """A few validation texts, and the fp32 model's outputs for them."""
+    """A few validation texts, and a reference's outputs for them."""
 
     task: Task
     examples: Sequence[Example]
     reference: Sequence[Tensor]
 
     @classmethod
-    def of(cls, validation: Evaluation, source: Path) -> Probe:
+    def of(cls, validation: Evaluation, model: Any) -> Probe:
         """Takes texts from all over each set, as many as there is room for.
 
         Args:
-            source: folder of the fp32 export.
+            model: the reference, a torch model or an ORTModel.
         """
         task, share = validation.task, max(1, TEXTS // len(validation.sets))
-        model, examples, reference = load_ort(source, type(task)), list[Example](), list[Tensor]()
+        examples, reference = list[Example](), list[Tensor]()
         chosen = [rows[:: max(1, -(-len(rows) // share))] for rows in validation.sets.values()]
         room = VALUES
         for at in range(max(map(len, chosen))):
@@ -131,9 +154,8 @@ class Probe:
                 room -= reference[-1].numel()
         return cls(task, examples, reference)
 
-    def divergence(self, folder: Path) -> float:
-        """Of the file in a folder."""
-        model = load_ort(folder, type(self.task))
+    def divergence(self, model: Any) -> float:
+        """Of another model from the reference."""
         return divergence([outputs(model, self.task, one) for one in self.examples], self.reference, kind_of(self.task))
 
 
@@ -155,12 +177,17 @@ def measured(
         make: writes the low precision with these weights left high, and returns its folder.
 
     Returns:
-        The units in the order of `sensitivity`, and for each weight the share of its unit.
+        As `in_order`.
     """
     alone = {}
     for name in progress(list(units), "bringing single layers to low precision"):
         others = [weight for other, unit in units.items() if other != name for weight in unit.weights]
-        alone[name] = probe.divergence(make(others))
+        alone[name] = probe.divergence(load_ort(make(others), type(probe.task)))
+    return in_order(units, alone)
+
+
+def in_order(units: Mapping[str, Unit], alone: Mapping[str, float]) -> tuple[list[Unit], dict[str, float]]:
+    """The units in the order of `sensitivity`, and for each weight the share of its unit, to four digits."""
     shares = sensitivity(alone, {name: unit.size for name, unit in units.items()})
     by_weight = {weight: round(share, 4) for name, share in shares.items() for weight in units[name].weights}
     return [units[name] for name in shares], by_weight

@@ -3,7 +3,7 @@ file is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,7 +17,8 @@ from optimum_slim.deploy.budget import Budget, Judge, Losses, Tried, measured_sp
 from optimum_slim.deploy.export import onnx_bytes, save_onnx
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.precision import make_precision, prepared
-from optimum_slim.deploy.sensitivity import Probe, measured, units_of
+from optimum_slim.deploy.sensitivity import Probe, fewest, measured, units_of
+from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
 
 WORTH_A_LIBRARY = 1.1  # so much faster must int8-rows be to be chosen: without our kernels it is a little slower
@@ -66,7 +67,7 @@ class Search:
         if judge is None or precision == "fp32" or not self.holds(judge.losses_in_fp32):
             return []
         units = units_of(self.model, find_weights(onnx.load(self.source / "model.onnx"), self.model))
-        probe = Probe.of(judge.slim, self.source)
+        probe = Probe.of(judge.slim, load_ort(self.source, type(judge.slim.task)))
         order, shares = measured(units, probe, lambda high: self.make(precision, high, f"{precision}-high"))
         tried: dict[int, Tried] = {}
 
@@ -79,27 +80,6 @@ class Search:
         found = fewest(len(order), holds)
         last = [] if found is None else [tried.pop(found)]
         return [*tried.values(), *last]
-
-
-def fewest(most: int, holds: Callable[[int], bool]) -> int | None:
-    """The smallest number from 1 to `most` that holds, if with it every larger one does; None where `most` does not.
-    Doubles, then halves: small numbers are asked about first.
-
-    Args:
-        most: at least 1. holds: asked about each number once.
-    """
-    failing, found = 0, 1
-    while not holds(found):
-        if found == most:
-            return None
-        failing, found = found, min(2 * found, most)
-    while found - failing > 1:
-        middle = (failing + found) // 2
-        if holds(middle):
-            found = middle
-        else:
-            failing = middle
-    return found
 
 
 def within(search: Search, folders: Mapping[str, Path], high: Mapping[str, float], obeyed: bool) -> Tried:

@@ -12,8 +12,8 @@ from optimum_slim.deploy.budget import Budget, Losses, Tried, not_good, too_slow
 from optimum_slim.deploy.export import export_folder
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.precision import make_precisions
-from optimum_slim.deploy.sensitivity import Probe, divergence, measured, sensitivity, units_of
-from optimum_slim.deploy.within import fewest
+from optimum_slim.deploy.sensitivity import Probe, divergence, fewest, measured, sensitivity, units_of
+from optimum_slim.deploy.verify import load_ort
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from tests.tiny import tiny
@@ -86,7 +86,7 @@ def test_the_layer_that_low_precision_ruins_is_ranked_first(tmp_path, precision)
     rows = [{"input_ids": [5 + i, 9, 30 + i, 77], "attention_mask": [1] * 4} for i in range(12)]
     source = export_folder(model, type(task), tmp_path / "source")
     units = units_of(model, find_weights(onnx.load(source / "model.onnx"), model))
-    probe = Probe.of(Evaluation(task, {"": rows}), source)
+    probe = Probe.of(Evaluation(task, {"": rows}), load_ort(source, type(task)))
     assert len(probe.examples) == 12
 
     def make(high):

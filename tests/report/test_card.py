@@ -162,10 +162,12 @@ def test_a_budget_is_told_with_what_was_reached_and_done_for_it(report, written)
     assert "- loss of quality on validation, at most 0.03: 0.0212\n" in text
     assert "- speed over fp32, at least 3.25x: 3.27x (3.01 to 3.52)\n" in text
     assert "`bert.encoder.layer.2.output.dense.weight` 44 %, `classifier.weight` 12 %." in text
-    report.budget = BUDGET | {"speedup": {"wanted": None, "reached": SPEED["vs_fp32"]}, "high": {}}
+    assert "As before their zeros, which change most there (likewise):\n`bert.encoder.layer.0" in text
+    report.budget = BUDGET | {"speedup": {"wanted": None, "reached": SPEED["vs_fp32"]}, "high": {}, "denser": {}}
     text = written(report).text
     assert "speed over fp32, at least" not in text
     assert "Left in fp32" not in text
+    assert "before their zeros" not in text
 
 
 def test_a_name_cannot_break_out_of_its_line_or_the_metadata(report, written):
