@@ -11,23 +11,22 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
-from optimum_slim.deploy.budget import FURTHER, Budget, budget_row
+from optimum_slim.deploy.budget import held
 from optimum_slim.deploy.choose import choose_precision
-from optimum_slim.deploy.denser import choose_denser, make_denser
+from optimum_slim.deploy.denser import choose_denser, keep_dense, make_denser
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.steadiness import checked
 from optimum_slim.deploy.verify import load_ort, verify
-from optimum_slim.errors import QualityError
 from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.recipe import Recipe
@@ -72,7 +71,7 @@ def slim(
             say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
             begun, dense = time.monotonic(), _before_zeros(model, plan, len(report.steps))
             step.technique.apply(model, **supplies.asked_by(step))
-            _keep_dense(dense, work)
+            keep_dense(dense, work.folder / DENSE)
             report.steps.append(_step_row(step, model, plan, original, time.monotonic() - begun))
             work.checkpoint(model, plan.tokenizer, report)
         folder = _deploy(model.cpu(), plan, work, original, report, say)
@@ -234,7 +233,7 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     path = folder / "model.onnx"
     report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
     if recipe.budget is not None:
-        report.budget = _held(recipe.budget, chosen.drop, decided, report.final)
+        report.budget = held(recipe.budget, chosen.drop, report.final["latency"], decided)
     (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
     report.write(folder)
     write_card(report, folder)
@@ -249,15 +248,6 @@ def _before_zeros(model: PreTrainedModel, plan: Plan, index: int) -> dict[str, T
         return {}
     names = [f"{name}.weight" for name in technique.targeted(model)]
     return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
-
-
-def _keep_dense(dense: dict[str, Tensor], work: Workspace) -> None:
-    """Keeps weights from before their first zeros, in case a budget wants them back."""
-    if dense:
-        path = work.folder / DENSE
-        kept = load_file(path) if path.exists() else {}
-        save_file(dense | kept, path.with_suffix(".unfinished"))
-        path.with_suffix(".unfinished").replace(path)
 
 
 def _made_denser(model: PreTrainedModel, plan: Plan, work: Workspace, validation: Evaluation | None) -> Row:
@@ -275,23 +265,6 @@ def _made_denser(model: PreTrainedModel, plan: Plan, work: Workspace, validation
     if chosen:
         make_denser(model, dense, chosen)
     return chosen
-
-
-def _held(budget: Budget, drop: float | None, decided: Row, final: Row) -> Row:
-    """The report's `budget`, by the figures that it reports.
-
-    Raises:
-        QualityError: in the final measurement the speed, which was just enough before, is not.
-    """
-    point = {key: final["latency"][0][key] for key in ("batch", "tokens", "threads")}
-    # Of a decoder one more token, which stands behind the prefill.
-    speed = [row for row in final["latency"] if point.items() <= row.items()][-1]["speedup"]["vs_fp32"]
-    if budget.speedup is not None and speed["median"] < budget.speedup:
-        raise QualityError(
-            f"budget.speedup: {speed['median']:.2f}x was reached in the final measurement, and wanted is "
-            f"{budget.speedup:g}x: lower speedup, or remove more; {FURTHER}"
-        )
-    return budget_row(budget, drop, speed, decided)
 
 
 def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:

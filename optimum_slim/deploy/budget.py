@@ -9,6 +9,7 @@ from typing import Any
 
 from optimum_slim.deploy.benchmark import Target, benchmark, speedup
 from optimum_slim.deploy.verify import load_ort
+from optimum_slim.errors import QualityError
 from optimum_slim.tasks.evaluate import Evaluation, Outcomes
 from optimum_slim.tasks.task import loss_of_quality
 
@@ -145,20 +146,30 @@ def not_good(
     return f"{'; '.join(reasons)}; {FURTHER}"
 
 
-def budget_row(
-    budget: Budget, drop: float | None, speed: Mapping[str, float], decided: Mapping[str, Any]
+def held(
+    budget: Budget, drop: float | None, latency: Sequence[Mapping[str, Any]], decided: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The report's `budget`: what was wanted, what was reached, and what was done for it.
 
     Args:
-        drop: on validation against the original. speed: the reported speedup, {median, low, high}.
+        drop: on validation against the original. latency: rows of the report's `final`, the first target's first.
         decided: as in `Deploy.decided`.
+
+    Raises:
+        QualityError: in these rows the speed, which was just enough when the file was chosen, is not.
     """
+    point = {key: latency[0][key] for key in ("batch", "tokens", "threads")}
+    # A decoder's row of one more token stands behind that of its prefill.
+    speed = [row for row in latency if point.items() <= row.items()][-1]["speedup"]["vs_fp32"]
+    if budget.speedup is not None and speed["median"] < budget.speedup:
+        raise QualityError(
+            f"budget.speedup: {speed['median']:.2f}x was reached in the final measurement, and wanted is "
+            f"{budget.speedup:g}x: lower speedup, or remove more; {FURTHER}"
+        )
     return {
         "quality_drop": {"wanted": budget.quality_drop, "reached": drop},
         "speedup": {"wanted": budget.speedup, "reached": dict(speed)},
-        "high": dict(decided.get("high", {})),
-        "denser": dict(decided.get("denser", {})),
+        **{key: dict(decided.get(key, {})) for key in ("high", "denser")},
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -60,6 +62,15 @@ def make_denser(model: PreTrainedModel, dense: Mapping[str, Tensor], names: Iter
     chosen = list(names)
     _put(model, {name: dense[name] for name in chosen})
     forget_sparsity(model.config, chosen)
+
+
+def keep_dense(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Keeps weights from before their first zeros beside those that are kept already (safetensors), whole or not at
+    all."""
+    if weights:
+        kept, unfinished = load_file(path) if path.exists() else {}, path.with_suffix(".unfinished")
+        save_file({**weights, **kept}, unfinished)
+        unfinished.replace(path)
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ import onnx
 import pytest
 import torch
 
-from optimum_slim.deploy.budget import Budget, Losses, Tried, not_good, too_slow
+from optimum_slim.deploy.budget import Budget, Losses, Tried, held, not_good, too_slow
 from optimum_slim.deploy.export import export_folder
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.precision import make_precisions
 from optimum_slim.deploy.sensitivity import Probe, divergence, fewest, measured, sensitivity, units_of
 from optimum_slim.deploy.verify import load_ort
+from optimum_slim.errors import QualityError
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from tests.tiny import tiny
@@ -124,6 +125,24 @@ def test_it_is_told_where_no_file_is_fast_enough():
         "budget.speedup: the fastest file (int8-dynamic, no weights in fp32) reaches 4.50x with a drop"
     )
     assert "on validation quality holds only at 3.90x" in told
+
+
+def test_the_reported_speed_decides_and_of_a_decoder_that_of_one_more_token():
+    speeds = {"prefill": 1.5, "decode": 5.2}
+    rows = [
+        {"phase": phase, "batch": 1, "tokens": tokens, "threads": 1, "speedup": {"vs_fp32": {"median": speed / tokens}}}
+        for tokens in (1, 2)
+        for phase, speed in speeds.items()
+    ]
+    row = held(BUDGET, 0.008, rows, {"precision": "int8-rows", "high": {"a": 0.5}})
+    assert row == {
+        "quality_drop": {"wanted": 0.01, "reached": 0.008},
+        "speedup": {"wanted": 5, "reached": {"median": 5.2}},
+        "high": {"a": 0.5},
+        "denser": {},
+    }
+    with pytest.raises(QualityError, match=r"1\.50x was reached in the final measurement, and wanted is 5x"):
+        held(BUDGET, 0.008, rows[:1], {})
 
 
 def test_it_is_told_where_quality_alone_fails():
