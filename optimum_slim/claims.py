@@ -18,6 +18,7 @@ from optimum_slim.data.texts import load_texts
 from optimum_slim.deploy.benchmark import Target, benchmark, feeds, open_session, speedup
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.machine import environment
+from optimum_slim.deploy.steadiness import checked
 from optimum_slim.deploy.verify import difference, load_ort
 from optimum_slim.errors import ModelError, SlimError
 from optimum_slim.model.checkpoint import find_model, load_config, load_model, load_tokenizer
@@ -33,6 +34,14 @@ from optimum_slim.tasks.task import Task
 POINT = 0.005  # tolerance of accuracy-like figures; perplexities may differ by 1 %
 SPEED = 0.15  # tolerance of a speedup, on a CPU like the claimed one
 COSINE = 0.01  # tolerance of the agreement of ONNX Runtime with torch
+STEADY = 0.005  # tolerance of what an answer depends on besides its text, as a share of the largest output
+
+PROMISES = {
+    "batch": "change of an answer with its batch",
+    "padding": "change of an answer with its padding",
+    "threads": "change of an answer with threads",
+    "saturating": "products that can overflow without VNNI",
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +136,13 @@ def _output_claims(folder: Path, report: Report, task: type[Task], slim: PreTrai
     found = difference(slim, load_ort(folder, task))["cosine"]
     holds = claimed is not None and found >= claimed - COSINE
     yield Claim("cosine of ONNX Runtime to torch", claimed, found, holds)
+    promised = {
+        key: report.verify[key] for key in ("batch", "padding", "threads", "saturating") if key in report.verify
+    }
+    now = checked(folder, task) if promised else {}
+    for key, value in promised.items():
+        most = value if key == "saturating" else value + STEADY
+        yield Claim(PROMISES[key], value, now[key], now[key] <= most)
 
 
 def _original(report: Report, given: str | None) -> Path | None:

@@ -13,17 +13,22 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim import processes
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
+from optimum_slim.deploy.budget import held
 from optimum_slim.deploy.choose import choose_precision
+from optimum_slim.deploy.denser import choose_denser, keep_dense, make_denser
 from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
+from optimum_slim.deploy.steadiness import checked
 from optimum_slim.deploy.verify import load_ort, verify
 from optimum_slim.errors import ProcessError
 from optimum_slim.model.checkpoint import carry_files, license_of, load_config, load_model, save_model
@@ -36,10 +41,12 @@ from optimum_slim.report.report import Report, Row, latency_row, parameters_of, 
 from optimum_slim.sources import local_path, told_name
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
+from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.training.cache import TeacherAtRest
 from optimum_slim.training.trainer import TrainingData, losses
 from optimum_slim.workspace import Visit, Workspace, identity
 
+DENSE = "dense.safetensors"  # in the workspace: weights before one-shot sparsity, where the recipe ends with it
 TORCH_BATCH = 16  # texts at a time when a torch model is judged
 
 Say = Callable[[str], None]
@@ -74,9 +81,10 @@ def slim(
         model, report = _latest(plan, work)
         for step in plan.remaining(len(report.steps)):
             say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
-            begun = time.monotonic()
+            begun, dense = time.monotonic(), _before_zeros(model, plan, len(report.steps))
             with _company(lead, step, plan, work):
                 step.technique.apply(model, **supplies.asked_by(step))
+            keep_dense(dense, work.folder / DENSE)
             report.steps.append(_step_row(step, model, plan, original, time.monotonic() - begun))
             if trained := losses(work.folder / _training_folder(plan, step)):
                 report.steps[-1]["losses"] = trained
@@ -224,6 +232,15 @@ class Original:
         outcomes = plan.evaluation.outcomes(load_ort(self.folder, type(plan.task), plan.recipe.threads))
         return replace(plan.evaluation, original=outcomes)
 
+    @cached_property
+    def validation(self) -> Evaluation | None:
+        """The texts that choices are made by, with the original's answers."""
+        plan = self.plan
+        if plan.validation is None:
+            return None
+        self.say("judging the original model on validation")
+        return replace(plan.validation, original=plan.validation.outcomes(load_ort(self.folder, type(plan.task))))
+
     def quality(self, model: Any, batch_size: int = 1) -> Metrics:
         """A model's figures, compared with the original's answers where the task does so; without a model the
         original's own."""
@@ -269,20 +286,26 @@ def _settings(step: PlannedStep, plan: Plan) -> dict[str, Any]:
 def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say) -> Path:
     """Exports, chooses the precision, proves and measures; returns the finished folder."""
     task, recipe = plan.task, plan.recipe
+    validation = original.validation if recipe.budget is not None else plan.validation
+    denser = _made_denser(model, plan, work, validation)
     say("exporting the slim model")
     fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
     candidates = work.kept("precision")
     texts = (lambda: Supplies(plan, work).calibration_data) if plan.trains else None
-    chosen, decided = choose_precision(model, fp32, candidates, recipe.deploy, plan.validation, plan.causal, texts)
+    before = original.folder if recipe.budget is not None else None
+    chosen = choose_precision(
+        model, fp32, candidates, recipe.deploy, validation, plan.causal, texts, recipe.budget, before
+    )
+    decided = chosen.decided | ({"denser": denser} if denser else {})
 
     folder = work.scratch("final")
     save_model(model, folder, plan.tokenizer)
-    for file in chosen.glob("model.onnx*"):
+    for file in chosen.folder.glob("model.onnx*"):
         file.rename(folder / file.name)
     carry_files(plan.folder, folder)
     say("verifying")
-    report.verify = verify(model, fp32, folder, type(task))
+    report.verify = verify(model, fp32, folder, type(task)) | checked(folder, type(task))
     say("measuring quality and speed")
     report.task = task.name
     report.recipe = _completed(plan, decided)
@@ -295,11 +318,39 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     report.original, report.baseline_int8, report.final = _figures(model, plan, original, folder)
     path = folder / "model.onnx"
     report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
+    if recipe.budget is not None:
+        report.budget = held(recipe.budget, chosen.drop, report.final["latency"], decided)
     (folder / "slim_recipe.yaml").write_text(_yaml(report), encoding="utf-8")
     report.write(folder)
     write_card(report, folder)
     write_html(report, folder)
     return folder
+
+
+def _before_zeros(model: PreTrainedModel, plan: Plan, index: int) -> dict[str, Tensor]:
+    """Copies of the weights that a step of those that end the recipe is about to make sparse."""
+    technique = plan.steps[index].technique
+    if index < plan.zeros_last or not isinstance(technique, Sparsify):
+        return {}
+    names = [f"{name}.weight" for name in technique.targeted(model)]
+    return {name: model.get_parameter(name).detach().cpu().clone() for name in names}
+
+
+def _made_denser(model: PreTrainedModel, plan: Plan, work: Workspace, validation: Evaluation | None) -> Row:
+    """Gives weights back what they were before their zeros, in place: those that were decided before, or those that the
+    budget needs; returns which, and why."""
+    path, recipe = work.folder / DENSE, plan.recipe
+    if not path.exists():
+        return {}
+    dense, decided, budget = load_file(path), recipe.deploy.decided, recipe.budget
+    chosen: Row = {}
+    if decided is not None:
+        chosen = decided.get("denser", {})
+    elif budget is not None and budget.quality_drop is not None and validation is not None:
+        chosen = choose_denser(model, dense, validation, budget.quality_drop, TORCH_BATCH)
+    if chosen:
+        make_denser(model, dense, chosen)
+    return chosen
 
 
 def _figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:

@@ -21,6 +21,7 @@ from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
 from optimum_slim.model.grids import why_not_keeping
 from optimum_slim.model.shape import Shape, shape_in, shape_of
+from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.model.surgery import reshape
 from optimum_slim.model.vocabulary import kept_tokens_in
 from optimum_slim.recipe import Recipe
@@ -29,6 +30,7 @@ from optimum_slim.tasks import TextClassification, task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Task
 from optimum_slim.techniques import name_of
+from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.techniques.technique import Technique
 from optimum_slim.training.sharding import why_not_sharded
 from optimum_slim.training.teacher import unlike
@@ -93,8 +95,19 @@ class Plan:
         # Weights and AdamW's two moments; a new checkpoint is written before the one before it goes.
         training = [12 * step.parameters for step in self.steps if "training_data" in step.asks]
         # The original in fp32 and int8, the last two checkpoints; the slim model in fp32, with less to compute, as
-        # candidates and as result.
-        return 4 * original + sum(training) + max(training, default=0) + 5 * last
+        # candidates and as result; before its zeros; and what a budget's search tries, each larger than the one before.
+        zeros = last if self.zeros_last < len(self.steps) else 0
+        search = 8 * last if self.recipe.budget is not None else 0
+        return 4 * original + sum(training) + max(training, default=0) + 5 * last + zeros + search
+
+    @property
+    def zeros_last(self) -> int:
+        """From which step on the recipe only places zeros at once, so that what was before them can come back; the
+        number of steps where it ends otherwise."""
+        at = len(self.steps)
+        while at and isinstance(self.steps[at - 1].technique, Sparsify):
+            at -= 1
+        return at
 
     @property
     def causal(self) -> bool:
@@ -137,6 +150,7 @@ def planned(recipe: Recipe) -> Plan:
         mistakes += _tried(mistakes, lambda: [*unlike(taught_by, config, load_tokenizer(teacher), tokenizer)]) or []
     model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
     steps = _walk(recipe, model, taught_by or config, mistakes) if model is not None else []
+    mistakes += _undecidable(recipe, model) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
     models = tuple(find_model(source) for technique in recipe.steps for source in technique.models())
@@ -239,6 +253,8 @@ def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
             mistakes.append(f"{where} needs a train split; {recipe.data.source} has only texts to evaluate on")
     if (fixed or "auto") == "auto" and recipe.data.source is None:
         mistakes.append("deploy.precision: auto needs texts to judge by: give `data:` a source, or name a precision")
+    if recipe.budget is not None and recipe.budget.quality_drop is not None and recipe.data.source is None:
+        mistakes.append("budget.quality_drop needs texts to judge by: give `data:` a source, or pass --data")
     return mistakes
 
 
@@ -246,6 +262,18 @@ def _extra(recipe: Recipe, kind: type[Task], texts: Texts | None) -> Extra:
     """The texts without labels. A classifier of pairs is taught by pairs."""
     train = texts.train if texts is not None and kind is TextClassification else None
     return load_extra(recipe.data, len(text_columns(train, recipe.data.text)) if train is not None else None)
+
+
+def _undecidable(recipe: Recipe, model: PreTrainedModel) -> list[str]:
+    """Weights under `deploy.decided` that the slim model, empty as the steps leave it, has not."""
+    known = {"high": {name for name, _ in model.named_parameters(remove_duplicate=False)}}
+    known["denser"] = set(sparsity_in(model.config))
+    return [
+        f"deploy.decided.{key}: {name!r} is no {'sparse ' if key == 'denser' else ''}weight of the slim model"
+        for key, names in known.items()
+        for name in (recipe.deploy.decided or {}).get(key, {})
+        if name not in names
+    ]
 
 
 def _too_long(recipe: Recipe, config: PretrainedConfig) -> list[str]:

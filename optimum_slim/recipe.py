@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from optimum_slim.data.texts import Data
+from optimum_slim.deploy.budget import Budget
 from optimum_slim.deploy.choose import Deploy
 from optimum_slim.errors import RecipeError
 from optimum_slim.techniques import name_of, technique_class, technique_names
@@ -38,7 +39,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     steps: tuple[Technique, ...] = ()  # techniques, in order
     deploy: Deploy = field(default_factory=Deploy)
-    budget: None = None  # reserved for {quality_drop, speedup}
+    budget: Budget | None = None  # null: whatever the steps and the precision lead to, within max_quality_loss
     seed: int = 0  # of every draw: calibration texts, batches, new weights
     threads: int = 2  # of training, in each process, and of evaluation; the same number gives the same bytes
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train and calibrate; figures are always the CPU's

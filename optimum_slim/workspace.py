@@ -214,8 +214,8 @@ def _refuse_to_replace(output: Path, plan: Plan) -> None:
 
 def identity(plan: Plan) -> dict[str, Any]:
     """What must be equal for a run to be the same run."""
-    # Not `deploy`: a run that ended because a precision cost too much goes on with another one.
-    recipe = {key: value for key, value in plan.recipe.complete().items() if key != "deploy"}
+    # A run that ended because a precision cost too much, or a budget asked too much, goes on with another one.
+    recipe = {key: value for key, value in plan.recipe.complete().items() if key not in ("deploy", "budget")}
     return {
         "recipe": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
         "model": fingerprint(plan.folder),

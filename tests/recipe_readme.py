@@ -23,6 +23,7 @@ import yaml
 
 from optimum_slim.data.texts import Data
 from optimum_slim.deploy.benchmark import Target
+from optimum_slim.deploy.budget import Budget
 from optimum_slim.deploy.choose import Deploy
 from optimum_slim.recipe import Recipe, shipped_recipes
 from optimum_slim.techniques import BUILT_IN, technique_class
@@ -31,7 +32,7 @@ from optimum_slim.training.trained import Trained
 
 README = Path(__file__).parents[1] / "recipes" / "README.md"
 MARK = "<!-- From here on written by `python -m tests.recipe_readme --write`. -->\n"
-SECTIONS = {"": Recipe, "data": Data, "deploy": Deploy, "deploy.target": Target}
+SECTIONS = {"": Recipe, "data": Data, "deploy": Deploy, "deploy.target": Target, "budget": Budget}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true, false", NoneType: "null", Any: "any"}
 
 

@@ -45,6 +45,18 @@ def test_a_report_that_claims_more_is_found(folder, finished_run):
     assert {"accuracy", "bytes of model.onnx"} <= set(false(folder, finished_run))
 
 
+def test_a_promise_of_steadiness_that_the_file_breaks_is_found(folder, finished_run):
+    path = folder / "slim_report.json"
+    report = json.loads(path.read_text())
+    report["verify"] |= {"batch": 0.0, "padding": 0.0, "saturating": -1}
+    path.write_text(json.dumps(report))
+    assert {
+        "change of an answer with its batch",
+        "change of an answer with its padding",
+        "products that can overflow without VNNI",
+    } <= set(false(folder, finished_run))
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "model.safetensors", "slim_report.json", "config.json"])
 def test_a_damaged_folder_is_an_error_or_a_false_claim(folder, finished_run, name):
     content = (folder / name).read_bytes()

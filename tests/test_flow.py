@@ -19,6 +19,7 @@ from optimum_slim.errors import OutputError, QualityError
 from optimum_slim.flow import slim
 from optimum_slim.model.checkpoint import load_model
 from optimum_slim.model.shape import shape_of
+from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.planning import fingerprint
 from optimum_slim.recipe import load_recipe, read_recipe
 from optimum_slim.report.report import Report, parameters_of
@@ -304,6 +305,81 @@ def test_after_a_precision_that_costs_too_much_another_one_goes_on_from_there(de
     assert not [line for line in said if line.startswith("step")]
     assert report.final["quality"]["perplexity"] < 5
     assert [row["technique"] for row in report.steps] == ["prune.layers"]
+
+
+BUDGET = {"budget": {"quality_drop": 0.01, "speedup": 0.001}}  # so little that a busy machine holds it
+
+
+@pytest.fixture(scope="module")
+def budgeted(delicate, folder):
+    """The folder of a run that held a budget which its precision alone does not."""
+    slim(read_recipe(delicate | LOSSY | BUDGET), folder / "budgeted")
+    return folder / "budgeted"
+
+
+def test_layers_that_lose_most_are_left_high_until_the_budget_holds(budgeted):
+    report = figures(budgeted)
+    high = report["recipe"]["deploy"]["decided"]["high"]
+    assert set(high) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert sum(high.values()) == pytest.approx(1, abs=0.01)
+    assert report["budget"]["high"] == high
+    assert report["budget"]["quality_drop"]["reached"] <= report["budget"]["quality_drop"]["wanted"] == 0.01
+    decode = report["final"]["latency"][1]
+    assert (decode["phase"], report["budget"]["speedup"]["reached"]) == ("decode", decode["speedup"]["vs_fp32"])
+    assert report["final"]["quality"]["perplexity"] < 1.02 * report["original"]["quality"]["perplexity"]
+    assert {row["stored"] for row in report["final"]["layers"]} == {"int8"}
+
+
+def test_a_recipe_with_a_held_budget_gives_the_same_bytes_without_a_search(budgeted, delicate, tmp_path, monkeypatch):
+    monkeypatch.delattr("optimum_slim.deploy.within.measured")
+    source = {"model": delicate["model"], "data.source": delicate["data"]["source"]}
+    slim(load_recipe(str(budgeted / "slim_recipe.yaml"), source), tmp_path / "out")
+    for file in SAME_BYTES:
+        assert (tmp_path / "out" / file).read_bytes() == (budgeted / file).read_bytes(), file
+
+
+def test_a_budget_that_cannot_be_held_tells_which_end_fails_and_leaves_the_work(delicate, tmp_path):
+    deploy = LOSSY["deploy"] | {"precision": "fp32"}
+    with pytest.raises(
+        QualityError, match=r"^budget.speedup: the fastest file \(fp32.* reaches [\d.]+x. Wanted is 1000x"
+    ):
+        slim(read_recipe(delicate | {"deploy": deploy, "budget": {"speedup": 1000}}), tmp_path / "out")
+    said = []
+    report = slim(read_recipe(delicate | {"deploy": deploy}), tmp_path / "out", say=said.append)
+    assert not [line for line in said if line.startswith("step")]
+    assert report.budget == {}
+
+
+@pytest.fixture(scope="module")
+def too_sparse(folder):
+    """A recipe that ends with more zeros than its budget allows."""
+    save_tiny(folder / "embedder", "xlm-roberta")
+    save_rows(folder / "pairs", "feature-extraction")
+    zeros = {"sparsify.magnitude": {"ratio": 0.5, "pattern": "4x1", "targets": ["ffn"]}}
+    return {
+        "slim": 1,
+        "model": str(folder / "embedder"),
+        "data": {"source": str(folder / "pairs"), "max_length": 16, "limit": 8},
+        "steps": [zeros],
+        "deploy": {"precision": "int8-rows", "sparse": "always", **DEPLOY},
+        "budget": {"quality_drop": 0.2},
+    }
+
+
+def test_zeros_that_cost_more_than_the_budget_are_taken_back_and_the_bytes_are_the_same_again(too_sparse, tmp_path):
+    slim(read_recipe(too_sparse), tmp_path / "out")
+    report = figures(tmp_path / "out")
+    decided = report["recipe"]["deploy"]["decided"]
+    sparse = sparsity_in(load_model(tmp_path / "out").config)
+    assert 0 < len(decided["denser"]) < 6
+    assert len(sparse) == 6 - len(decided["denser"])
+    assert set(decided["patterns"]) == set(sparse)
+    assert report["budget"]["denser"] == decided["denser"]
+    assert report["budget"]["quality_drop"]["reached"] <= 0.2
+    source = {"model": too_sparse["model"], "data.source": too_sparse["data"]["source"]}
+    slim(load_recipe(str(tmp_path / "out" / "slim_recipe.yaml"), source), tmp_path / "again")
+    for file in SAME_BYTES:
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), file
 
 
 @pytest.mark.slow

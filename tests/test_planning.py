@@ -130,6 +130,12 @@ REFUSED = {
     "no texts to calibrate on": ("bert", None, {"steps": [{"prune.ffn": {"ratio": 0.5}}]}, "steps.0.prune.ffn needs"),
     "no texts to train on": ("bert", None, {"steps": [TRAIN]}, "steps.0.train needs texts: give `data:` a source"),
     "no texts to choose by": ("bert", None, {"deploy": {}}, "deploy.precision: auto needs texts to judge by"),
+    "no texts to hold a budget": (
+        "bert",
+        None,
+        {"budget": {"quality_drop": 0.01}},
+        "budget.quality_drop needs texts to",
+    ),
     "no train split": ("bert", "stars in nothing", {"steps": [TRAIN]}, "steps.0.train needs a train split"),
     "no such texts": ("bert", None, {"data": {"source": "./nowhere"}}, "./nowhere"),
     "no such model": ("bert", None, {"model": "./nowhere"}, "there is no folder ./nowhere"),

@@ -11,10 +11,9 @@ import torch
 from optimum.onnxruntime import ORTModelForSequenceClassification
 
 from optimum_slim.data.texts import Data, load_texts
-from optimum_slim.deploy.choose import make_precisions
 from optimum_slim.deploy.export import export, export_folder
 from optimum_slim.deploy.machine import session_options
-from optimum_slim.deploy.precision import PRECISIONS, prepared
+from optimum_slim.deploy.precision import PRECISIONS, make_precisions, prepared
 from optimum_slim.deploy.verify import difference, load_ort
 from optimum_slim.kernels.library import library_path
 from optimum_slim.model.checkpoint import load_model, load_tokenizer

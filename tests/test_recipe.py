@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from optimum_slim.deploy.budget import Budget
 from optimum_slim.errors import RecipeError
 from optimum_slim.recipe import Recipe, load_recipe, read_recipe, shipped_recipes
 from optimum_slim.techniques import BUILT_IN, technique_class, technique_names
@@ -34,6 +35,7 @@ steps:
         - distill.logits: {temperature: 2}
         - distill.hidden_states: {layers: {1: 2}}
 deploy: {precision: int8-weights, target: {tokens: [16, 32]}, max_quality_loss: null}
+budget: {quality_drop: 1e-2, speedup: 5}
 seed: 3
 """
 
@@ -57,6 +59,7 @@ def test_a_recipe_is_read_whole(read):
     assert recipe.steps[4].with_[0] == DistillLogits(temperature=2.0)
     assert recipe.steps[4].with_[1].layers == {1: 2}
     assert (recipe.data.text, recipe.data.sets) == (["premise", "hypothesis"], {"austen": "austen.*"})
+    assert recipe.budget == Budget(quality_drop=0.01, speedup=5.0)
     assert (recipe.deploy.target.tokens, recipe.deploy.max_quality_loss, recipe.seed) == ([16, 32], None, 3)
 
 
@@ -95,7 +98,11 @@ MISTAKES = {
     "infinite number": ("steps: [train: {labels: .inf}]", "steps.0.train.labels: must be a "),
     "number that is none": ("steps: [train: {labels: 1, learning_rate: .nan}]", "train.learning_rate: must be a "),
     "no such choice": ("deploy: {precision: int8-dynamics}", "not 'int8-dynamics'; did you mean 'int8-dynamic'?"),
-    "reserved": ("budget: {speedup: 5}", "budget: must be null"),
+    "budget of nothing": ("budget: {}", "budget.give quality_drop, speedup or both"),
+    "negative drop": ("budget: {quality_drop: -0.01}", "budget.quality_drop must be at least 0, not -0.01"),
+    "no speed": ("budget: {speedup: 0}", "budget.speedup must be above 0, not 0.0"),
+    "unknown budget": ("budget: {sped: 5}", "budget.sped: there is no such key; did you mean 'speedup'?"),
+    "decided high list": ("deploy: {decided: {high: [w]}}", "deploy.decided.high must map weights to numbers, not be"),
     "schema of the future": ("slim: 2", "slim: must be one of 1; not 2"),
     "ratio above 1": ("steps: [prune.ffn: {ratio: 1.5}]", "prune.ffn.ratio must be at least 0 and below 1, not"),
     "ratio and keep": ("steps: [prune.ffn: {ratio: 0.5, keep: 4}]", "steps.0.prune.ffn.give either ratio"),

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.benchmark import Target, benchmark
+from optimum_slim.deploy.budget import Budget, Judge
 from optimum_slim.deploy.calibration import Method
-from optimum_slim.deploy.export import onnx_bytes, save_onnx
+from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.integers import OnGrid, weights_on_grids
 from optimum_slim.deploy.measure import fastest_patterns
-from optimum_slim.deploy.precision import PRECISIONS, prepared
+from optimum_slim.deploy.precision import PRECISIONS, make_precisions
 from optimum_slim.deploy.verify import load_ort
+from optimum_slim.deploy.within import WORTH_A_LIBRARY, Search, within
 from optimum_slim.errors import QualityError
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics, loss_of_quality
-
-WORTH_A_LIBRARY = 1.1  # so much faster must int8-rows be to be chosen: without our kernels it is a little slower
 
 Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights"]
 
@@ -49,6 +47,19 @@ class Deploy:
         chosen = (self.decided or {}).get("precision")
         if chosen is not None and chosen not in PRECISIONS:
             yield f"decided.precision must be one of {', '.join(PRECISIONS)}, not {chosen!r}"
+        for key in ("high", "denser"):
+            weights = (self.decided or {}).get(key, {})
+            if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+                yield f"decided.{key} must map weights to numbers, not be {weights!r}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The file that is handed out."""
+
+    folder: Path
+    decided: dict[str, Any]  # for `Deploy.decided`
+    drop: float | None = None  # of quality on validation against the original, where a budget asked for it
 
 
 def choose_precision(
@@ -59,7 +70,9 @@ def choose_precision(
     validation: Evaluation | None,
     causal: bool,
     texts: Callable[[], Batches] | None = None,
-) -> tuple[Path, dict[str, Any]]:
+    budget: Budget | None = None,
+    original: Path | None = None,
+) -> Chosen:
     """Makes the wanted precision, or for `auto` all of them, and decides.
 
     Args:
@@ -67,16 +80,19 @@ def choose_precision(
         source: folder of its fp32 export, with its config.json.
         work: where the candidates are made, a folder each.
         deploy: the settings.
-        validation: texts to judge on; none where the recipe has no data.
+        validation: texts to judge on, under a budget with the original's answers; none where the recipe has no data.
         causal: the model has a cache, and decoding counts.
         texts: gives those to calibrate on; None where the recipe has none to train on.
+        budget: what the file may lose and must gain against the original.
+        original: folder of the original's fp32 export, where there is a budget.
 
     Returns:
-        The folder of the chosen candidate, and what was decided, for `Deploy.decided`: its `precision`, and for sparse
-        weights their `patterns`.
+        The chosen candidate. What was decided is its `precision`, for sparse weights their `patterns`, and under a
+        budget the weights in fp32, `high`, each with its layer's share of what low precision changes.
 
     Raises:
-        QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`.
+        QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`; or the budget cannot be
+            held.
         ModelError: a weight is no longer on its grid.
     """
     decided = (deploy.decided or {}).get("precision", "auto")
@@ -85,17 +101,26 @@ def choose_precision(
     names = tried_by_auto(grids, texts is not None) if fixed == "auto" else [fixed]
     patterns = choose_patterns(model, deploy, causal) if "int8-rows" in names else {}
     calibration = texts() if texts is not None and "int8-static" in names else ()
-    options: dict[str, dict[str, Any]] = {
+    of_precision: dict[str, dict[str, Any]] = {
         "int8-static": {"texts": calibration, "method": deploy.calibration_method, "grids": grids},
         "int8-rows": {"group_size": deploy.group_size, "patterns": patterns, "grids": grids},
         "int8-weights": {"grids": grids},
     }
-    folders = make_precisions(source, work, {name: options.get(name, {}) for name in names})
+    high = (deploy.decided or {}).get("high", {}) if decided == fixed else {}
+    options = {name: of_precision.get(name, {}) | ({"high": high} if high else {}) for name in names}
+    folders = make_precisions(source, work, options)
 
-    def chosen(name: str) -> tuple[Path, dict[str, Any]]:
-        sparse = {"patterns": patterns} if patterns and name == "int8-rows" else {}
-        return folders[name], {"precision": name, **sparse}
+    def chosen(name: str) -> Chosen:
+        return Chosen(folders[name], _decided(name, patterns, high))
 
+    if budget is not None and original is not None:
+        judge = Judge.of(validation, source) if validation is not None else None
+        search = Search(
+            model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options
+        )
+        best = within(search, folders, high, obeyed=decided == fixed != "auto")
+        drop = best.losses.drop if best.losses else None
+        return Chosen(best.folder, _decided(best.precision, patterns, best.high), drop)
     if len(names) == 1 and (deploy.max_quality_loss is None or validation is None or fixed == "fp32"):
         return chosen(fixed)
     losses = quality_losses(source, folders, validation)
@@ -128,6 +153,11 @@ def tried_by_auto(grids: Mapping[str, OnGrid], texts: bool) -> list[str]:
     return [name for name in PRECISIONS if name != "int8-static" or learnt]
 
 
+def _decided(name: str, patterns: Mapping[str, str], high: Mapping[str, float]) -> dict[str, Any]:
+    told = {"patterns": dict(patterns) if name == "int8-rows" else {}, "high": dict(high)}
+    return {"precision": name, **{key: value for key, value in told.items() if value}}
+
+
 def choose_patterns(model: PreTrainedModel, deploy: Deploy, causal: bool) -> dict[str, str]:
     """How each sparse weight is stored and run: in its pattern where that is measured to be faster, else dense."""
     known = sparsity_in(model.config)
@@ -141,26 +171,6 @@ def choose_patterns(model: PreTrainedModel, deploy: Deploy, causal: bool) -> dic
     target = deploy.target
     rows = target.batch[0] * (1 if causal else target.tokens[0])
     return fastest_patterns(model, rows, target.threads[0])
-
-
-def make_precisions(source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
-    """A folder that an ORTModel loads for each wanted precision.
-
-    Args:
-        source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
-        `PRECISIONS[name]` takes them.
-    """
-    graph, ready, folders = prepared(source / "model.onnx"), work / "prepared.onnx", {}
-    if len(wanted) > 1:
-        save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
-    for name, options in wanted.items():
-        folder = folders[name] = work / name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for file in source.glob("*.json"):
-            shutil.copyfile(file, folder / file.name)
-        PRECISIONS[name](graph if len(wanted) == 1 else onnx.load(ready), folder / "model.onnx", **options)
-    return folders
 
 
 def quality_losses(source: Path, folders: dict[str, Path], validation: Evaluation | None) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,11 +94,14 @@ def unsigned_weights(graph: onnx.ModelProto) -> None:
             zero_point.CopyFrom(numpy_helper.from_array(np.array(MIDDLE, np.uint8), zero_point.name))
 
 
-def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
-    """Stores embeddings as int8 with one scale per token, in place; a head made by `quantize_dynamic` from the same
-    weight (`tied`: embedding by head) reads the same integers, which are uint8 and 128 more."""
+def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str], high: Collection[str] = ()) -> None:
+    """Stores embeddings as int8 with one scale per token, in place, but for those of `high`; a head made by
+    `quantize_dynamic` from the same weight (`tied`: embedding by head) reads the same integers, which are uint8 and 128
+    more."""
     heads = {embedding: head for head, embedding in tied.items()}
     for name, gathers in float_embeddings(graph).items():
+        if name in high:
+            continue
         integers, scales = f"{name}.integers", f"{name}.scale"
         stored = initializer(graph, f"{heads[name]}_quantized") if name in heads else None
         if stored is not None:

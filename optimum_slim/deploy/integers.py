@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from optimum_slim.deploy.graph import quantized_rows, stored_array
 from optimum_slim.deploy.linears import linears_in
-from optimum_slim.deploy.names import module_path, of_module
+from optimum_slim.deploy.names import told_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.grids import Grid, grids_of
@@ -99,7 +99,7 @@ def blocks_on_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], block: 
     """
     found: dict[str, np.ndarray] = {}
     for linear in linears_in(graph):
-        known = of_module(grids, module_path(linear.nodes[0]))
+        known = told_of(linear.nodes[0], grids)
         if known is None:
             continue
         weight = stored_array(graph, linear.weight)

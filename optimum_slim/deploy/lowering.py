@@ -3,7 +3,7 @@ scale per row, sparse where the recipe made them so."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from optimum_slim.deploy.graph import (
 )
 from optimum_slim.deploy.integers import OnGrid, signed_integers
 from optimum_slim.deploy.linears import Linear, linears_in
-from optimum_slim.deploy.names import module_path, of_module
+from optimum_slim.deploy.names import nodes_of, told_of, weight_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.function import DOMAIN, slim_functions, slim_node
 from optimum_slim.kernels.packing import MIDDLE, pack
@@ -38,6 +38,7 @@ def lower(
     patterns: Mapping[str, str],
     group_size: int | None = None,
     grids: Mapping[str, OnGrid] | None = None,
+    high: Collection[str] = (),
 ) -> list[str]:
     """Makes every linear of at least `SMALLEST` weights a SlimLinear, in place.
 
@@ -47,6 +48,7 @@ def lower(
         group_size: inputs that share a scale, of weights and of activations; default: all. Linears whose inputs it does
             not divide have one scale.
         grids: of weights that stand on one, by torch name; their integers are kept.
+        high: torch weights that stay as they are.
 
     Returns:
         The names of the new nodes.
@@ -56,18 +58,18 @@ def lower(
     """
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
+    left = {name for node in nodes_of(graph, high) for name in node.input[:2]}
     used, made, over_edge = set(), list[str](), False
     for linear in list(linears_in(graph)):
         weight = stored_array(graph, linear.weight)
         weight = np.ascontiguousarray(weight.T if linear.transposed else weight)
-        if weight.size < SMALLEST:
+        if weight.size < SMALLEST or weight_of(linear.nodes[0], high) is not None:
             continue
-        path = module_path(linear.nodes[0])
-        pattern = of_module(patterns, path) or "dense"
+        pattern = told_of(linear.nodes[0], patterns) or "dense"
         grouped = group_size if group_size and weight.shape[1] % group_size == 0 else None
-        integers, scale = signed_integers(linear.name, weight, of_module(grids or {}, path), grouped)
+        integers, scale = signed_integers(linear.name, weight, told_of(linear.nodes[0], grids or {}), grouped)
         node = _slim_linear(graph, linear, integers, scale, pattern, grouped)
-        if linear.weight in tied:
+        if linear.weight in tied and tied[linear.weight] not in left:
             groups = weight.shape[1] // (grouped or weight.shape[1])
             for gather in float_embeddings(graph)[tied[linear.weight]]:
                 read_integers(graph, gather, node.input[2], node.input[3], MIDDLE, groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -76,13 +76,28 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
     return found
 
 
-def of_module(named: Mapping[str, T], path: str) -> T | None:
-    """What is said of a module's weight under its torch name, e.g. "bert.pooler.dense.weight"; None where nothing is.
+def nodes_of(graph: onnx.ModelProto, weights: Collection[str]) -> list[onnx.NodeProto]:
+    """The nodes that compute with these torch weights, by the paths in their names, as far as there are any.
 
     Args:
-        path: of the module, by `module_path`; it may lack the names of models around it.
+        graph: an export, also with its linears or tables rewritten, as long as nodes keep their names.
+        weights: torch parameter names, e.g. "bert.encoder.layer.0.output.dense.weight".
     """
-    return next((one for name, one in named.items() if f".{name}".endswith(f".{path}.weight")), None)
+    products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "Gather")]
+    return [node for node in products if weight_of(node, weights) is not None]
+
+
+def weight_of(node: onnx.NodeProto, weights: Collection[str]) -> str | None:
+    """Which of these torch weights a node computes with; the base model's name may be missing from its path."""
+    path = module_path(node)
+    found = (name for name in weights if f".{name}".endswith(f".{path}.weight"))
+    return next(found, None) if path else None
+
+
+def told_of(node: onnx.NodeProto, named: Mapping[str, T]) -> T | None:
+    """What is said of the torch weight that a node computes with; None where nothing is."""
+    name = weight_of(node, named)
+    return None if name is None else named[name]
 
 
 def module_path(node: onnx.NodeProto) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import numpy_helper
@@ -27,6 +29,7 @@ from optimum_slim.deploy.graph import (
 )
 from optimum_slim.deploy.integers import OnGrid, blocks_on_grids
 from optimum_slim.deploy.lowering import lower
+from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
 
@@ -48,13 +51,17 @@ def fp32(graph: onnx.ModelProto, target: Path) -> None:
     save_onnx(graph, target)
 
 
-def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
+def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = ()) -> None:
     """8-bit weights with a scale per output, activations to uint8 while running with a scale per tensor (Jacob et al.,
     arXiv:1712.05877, as ONNX Runtime's dynamic quantization). Products of two activations stay float: they are small,
-    and quantizing them costs the most accuracy."""
+    and quantizing them costs the most accuracy.
+
+    Args:
+        high: weights that stay fp32, by torch name.
+    """
     large = is_large(graph)
     fold_transposed_weights(graph)
-    tied = tied_heads(graph)
+    tied, products, tables = tied_heads(graph), *_left(graph, high)
     with _quietly():
         quantize_dynamic(
             graph,
@@ -62,12 +69,13 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=[*products, *(f"{name}_MatMul" for name in products)],  # what it makes of a Gemm
             use_external_data_format=large,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
     quantized = onnx.load(target)
     unsigned_weights(quantized)
-    quantize_embeddings(quantized, tied)
+    quantize_embeddings(quantized, tied, tables)
     save_onnx(quantized, target)
 
 
@@ -77,48 +85,57 @@ def int8_static(
     texts: Batches,
     method: Method = "minmax",
     grids: Mapping[str, OnGrid] | None = None,
+    high: Collection[str] = (),
 ) -> None:
     """8-bit weights with a scale per output, activations to uint8 with a scale per tensor that stands in the file
     (Jacob et al., arXiv:1712.05877): found by training (`grids`), else on texts.
 
     Args:
         texts: to calibrate on. method: how, see `input_ranges`. grids: of weights that have one, by torch name.
+        high: weights that stay fp32, by torch name.
     """
     grids = grids or {}
     fold_transposed_weights(graph)
-    tied = tied_heads(graph)
-    linears = static_linears(graph)
+    tied, products, tables = tied_heads(graph), *_left(graph, high)
+    linears = [one for one in static_linears(graph) if one.nodes[0].name not in products]
     scratch = target.with_name("calibration.onnx")
     ranges = input_ranges(graph, uncalibrated(linears, grids), texts, method, scratch)
     quantize_linears(graph, linears, grids, ranges)
-    quantize_embeddings(graph, tied)
+    quantize_embeddings(graph, tied, tables)
     save_onnx(graph, target)
 
 
-def int8_weights(graph: onnx.ModelProto, target: Path, grids: Mapping[str, OnGrid] | None = None) -> None:
+def int8_weights(
+    graph: onnx.ModelProto,
+    target: Path,
+    grids: Mapping[str, OnGrid] | None = None,
+    high: Collection[str] = (),
+) -> None:
     """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
     (MatMulNBits): for decoders, which one activation scale per tensor ruins.
 
     Args:
         grids: of weights that stand on one, by torch name: their blocks keep its integers.
+        high: weights that stay fp32, by torch name.
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
+    products, tables = _left(graph, high)
     # accuracy_level 4 multiplies in int8; level 0 is about 20 times slower at one row.
     config = DefaultWeightOnlyQuantConfig(block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
     kept = blocks_on_grids(graph, grids or {}, WEIGHT_BLOCK)
-    quantizer = MatMulNBitsQuantizer(graph, algo_config=config)
+    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
     with _quietly():
         quantizer.process()
     quantized = quantizer.model.model
     for tensor in quantized.graph.initializer:
         if tensor.name in kept:
             tensor.CopyFrom(numpy_helper.from_array(kept[tensor.name], tensor.name))
-    share_embedding_blocks(quantized, tied, WEIGHT_BLOCK)
-    quantize_embeddings(quantized, {})
+    share_embedding_blocks(quantized, {h: table for h, table in tied.items() if table not in tables}, WEIGHT_BLOCK)
+    quantize_embeddings(quantized, {}, tables)
     save_onnx(quantized, target)
 
 
@@ -128,6 +145,7 @@ def int8_rows(
     group_size: int | None = None,
     patterns: Mapping[str, str] | None = None,
     grids: Mapping[str, OnGrid] | None = None,
+    high: Collection[str] = (),
 ) -> None:
     """int8 linears whose activations have a scale per row, or per row and group of inputs (SlimLinear), so that one
     large value ruins no other row.
@@ -135,15 +153,18 @@ def int8_rows(
     Args:
         group_size: inputs that share a scale; default: all inputs of a row.
         patterns: of the weights that run sparse, by torch name. grids: of those that stand on one.
+        high: weights that stay fp32, likewise.
     """
     fuse_residual_norms(graph)
     fuse_attention(graph)
-    lower(graph, patterns or {}, group_size, grids)
-    quantize_embeddings(graph, {})
+    tables = _left(graph, high)[1]
+    lower(graph, patterns or {}, group_size, grids, high)
+    quantize_embeddings(graph, {}, tables)
     save_onnx(graph, target)
 
 
-# Each takes a `prepared` graph, which it changes, and writes the file that is served.
+# Each takes a `prepared` graph, which it changes, and writes the file that is served; all but fp32 can leave weights
+# `high`.
 PRECISIONS: dict[str, Callable[..., None]] = {
     "fp32": fp32,
     "int8-dynamic": int8_dynamic,
@@ -151,6 +172,43 @@ PRECISIONS: dict[str, Callable[..., None]] = {
     "int8-rows": int8_rows,
     "int8-weights": int8_weights,
 }
+
+
+def make_precisions(source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """A folder that an ORTModel loads for each wanted precision.
+
+    Args:
+        source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
+        `PRECISIONS[name]` takes them.
+    """
+    graph, ready = prepared(source / "model.onnx"), work / "prepared.onnx"
+    if len(wanted) > 1:
+        save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
+    return {
+        name: make_precision(graph if len(wanted) == 1 else onnx.load(ready), source, work / name, name, options)
+        for name, options in wanted.items()
+    }
+
+
+def make_precision(graph: onnx.ModelProto, source: Path, folder: Path, name: str, options: Mapping[str, Any]) -> Path:
+    """Writes a folder that an ORTModel loads, and returns it.
+
+    Args:
+        graph: as `prepared` makes it; it is changed. source: folder of the fp32 export. name, options: of `PRECISIONS`.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in source.glob("*.json"):
+        shutil.copyfile(file, folder / file.name)
+    PRECISIONS[name](graph, folder / "model.onnx", **options)
+    return folder
+
+
+def _left(graph: onnx.ModelProto, high: Collection[str]) -> tuple[list[str], set[str]]:
+    """What stays as it is: the names of products, and of tables that rows are gathered from."""
+    nodes = nodes_of(graph, high)
+    tables = {node.input[0] for node in nodes if node.op_type == "Gather"}
+    return [node.name for node in nodes if node.op_type != "Gather"], tables
 
 
 def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:

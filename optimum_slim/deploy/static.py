@@ -21,7 +21,7 @@ from optimum_slim.deploy.graph import (
 from optimum_slim.deploy.integers import OnGrid, weight_integers
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.lowering import SMALLEST
-from optimum_slim.deploy.names import module_path, of_module
+from optimum_slim.deploy.names import told_of
 from optimum_slim.model.rounding import affine_scale
 
 
@@ -32,7 +32,7 @@ def static_linears(graph: onnx.ModelProto) -> list[Linear]:
 
 def uncalibrated(linears: Collection[Linear], grids: Mapping[str, OnGrid]) -> list[str]:
     """The values that enter linears whose grid, by the torch weight's name, tells no range of them."""
-    known = {one.name: of_module(grids, module_path(one.nodes[0])) for one in linears}
+    known = {one.name: told_of(one.nodes[0], grids) for one in linears}
     lacking = [one.x for one in linears if (its := known[one.name]) is None or its.grid.input_scale is None]
     return list(dict.fromkeys(lacking))
 
@@ -58,7 +58,7 @@ def quantize_linears(
     entering: dict[tuple[str, float, int], str] = {}
     for linear in linears:
         product, path = linear.nodes[0], linear.name.rpartition("/")[0]
-        known = of_module(grids, module_path(product))
+        known = told_of(product, grids)
         input_scale, input_zero_point = _input_grid(linear, known, ranges)
         key, nodes = (linear.x, input_scale, input_zero_point), list[onnx.NodeProto]()
         if key not in entering:  # linears that read one value by one scale share it

@@ -58,6 +58,12 @@ def sparse_weights(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: parameters[name] for name in names}
 
 
+def forget_sparsity(config: PretrainedConfig, names: Iterable[str]) -> None:
+    """Writes into `config`, in place, that these weights are dense again."""
+    gone = set(names)
+    _write(config, {name: pattern for name, pattern in sparsity_in(config).items() if name not in gone})
+
+
 def move_blocks(config: PretrainedConfig, moved: Mapping[str, str | None]) -> None:
     """Follows blocks to their new places: renames their sparse weights in `config`, in place, and forgets those of
     blocks that are gone.

@@ -9,7 +9,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from optimum_slim.model.checkpoint import read_json
 from optimum_slim.model.hook import QUANT_METHOD
-from optimum_slim.report.figures import FILES, base_model, comparison, judged_on, latencies
+from optimum_slim.report.figures import (
+    FILES,
+    base_model,
+    budget_rows,
+    comparison,
+    judged_on,
+    latencies,
+    promises,
+)
 from optimum_slim.report.report import Report
 from optimum_slim.report.words import template
 from optimum_slim.tasks import TASKS
@@ -29,6 +37,8 @@ def write_card(report: Report, folder: Path) -> None:
         files=FILES,
         rows=comparison(report) + latencies(report),
         judged_on=judged_on(report),
+        promises=promises(report),
+        budget=budget_rows(report),
         ort_class=TASKS[report.task].ort_class,
         library=library,
     )

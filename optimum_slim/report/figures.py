@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 from optimum_slim.report.report import Report, Row
-from optimum_slim.report.words import count, faster, milliseconds, number, point_name, size, smaller
+from optimum_slim.report.words import count, faster, milliseconds, number, percent, point_name, size, smaller, times
 from optimum_slim.tasks import TASKS
 
 # The three files that are compared, in the order of every table.
 FILES = {"original": "original, fp32", "baseline_int8": "Optimum's int8", "final": "optimum-slim"}
+
+ROUNDING = 1e-5  # of the largest output: what sums of floats in another order differ by
 
 
 def base_model(report: Report) -> Row:
@@ -64,6 +66,49 @@ def judged_on(report: Report) -> str:
     unit = "blocks" if report.task == "text-generation" else "texts"
     limit = f", at most {data['limit']} {unit} of each set" if data.get("limit") else ""
     return f"{data['source']}, {data['evaluation']}{limit}"
+
+
+def promises(report: Report) -> list[str]:
+    """What an answer depends on besides its text, and whether a sum can overflow, a sentence each; none where an older
+    report does not tell."""
+    told = []
+    for key, causes in (
+        ("batch", "what else is in its batch"),
+        ("padding", "how far it is padded"),
+        ("threads", "whether one thread computes it or two"),
+    ):
+        if key in report.verify:
+            changes = report.verify[key]
+            much = f"by up to {percent(changes)} of the largest output" if changes >= ROUNDING else "but for rounding"
+            depends = (
+                f"An answer does not depend on {causes}" if changes < ROUNDING else f"An answer depends on {causes}"
+            )
+            told.append(depends + (", to the last bit." if changes == 0 else f", {much}."))
+    if "saturating" in report.verify:
+        some, all_ = report.verify["saturating"], report.verify["products"]
+        if some:
+            told.append(
+                f"Sums of {some} of its {all_} products of 8-bit integers can overflow on x86 CPUs without VNNI, where "
+                "answers then differ from those elsewhere."
+            )
+        elif all_:
+            told.append(f"No sum of its {all_} products of 8-bit integers can overflow, on any CPU.")
+    return told
+
+
+def budget_rows(report: Report) -> list[Row]:
+    """Rows of words {end, wanted, reached} of a budget; none without one."""
+    rows, budget = [], report.budget
+    if budget and budget["quality_drop"]["wanted"] is not None:
+        as_words = number if not TASKS[report.task].relative else percent
+        words = {key: as_words(value) for key, value in budget["quality_drop"].items()}
+        rows.append({"end": "loss of quality on validation, at most", **words})
+    if budget and budget["speedup"]["wanted"] is not None:
+        speed = budget["speedup"]
+        rows.append(
+            {"end": "speed over fp32, at least", "wanted": times(speed["wanted"]), "reached": faster(speed["reached"])}
+        )
+    return rows
 
 
 def comparison(report: Report) -> list[Row]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from optimum_slim.report.figures import (
     FILES,
     base_model,
+    budget_rows,
     comparison,
     judged_on,
     loss_words,
     lower_is_better,
+    promises,
     worst_metric,
 )
 from optimum_slim.report.plots import latency_plots, quality_plots, size_plot
@@ -35,6 +37,8 @@ def write_html(report: Report, folder: Path) -> None:
         layers=report.final.get("layers", []),
         grouped=any(row["heads"] != row["kv_heads"] for row in report.final.get("layers", [])),
         judged_on=judged_on(report),
+        promises=promises(report),
+        budget=budget_rows(report),
     )
     (folder / "slim_report.html").write_text(f"{page}\n", encoding="utf-8")
 

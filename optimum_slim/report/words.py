@@ -21,7 +21,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = (size, count, milliseconds, number, times, faster, point_name, settings, yaml_text, code)
+    words = (size, count, milliseconds, number, percent, times, faster, point_name, settings, yaml_text, code)
     environment.filters |= {word.__name__: word for word in words}
     return environment.get_template(name)
 
@@ -48,6 +48,11 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "infinite" if value == math.inf else "not a number"
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """A share: `0.42 %`."""
+    return f"{100 * share:.2g} %"
 
 
 def times(value: float) -> str:

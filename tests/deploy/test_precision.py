@@ -123,6 +123,51 @@ def test_decoders_still_generate(deployed, precision):
         assert torch.equal(found, model.generate(**batch, max_new_tokens=6, min_new_tokens=6, do_sample=False))
 
 
+def left_high(model):
+    """A linear, the head or what comes nearest to it, and the embedding: by torch name."""
+    linears = [name for name, p in model.named_parameters(remove_duplicate=False) if p.ndim == 2 and p.numel() > 2048]
+    table = next(n for n, m in model.named_modules() if m is model.get_input_embeddings())
+    return {linears[-2], linears[-1], f"{table}.weight"}
+
+
+@pytest.mark.parametrize("precision", INT8)
+def test_weights_that_are_left_high_stay_floats_and_others_do_not(deployed, tmp_path, precision):
+    model, folders = deployed
+    high = left_high(model)
+    PRECISIONS[precision](prepared(folders[precision].parent / "model.onnx"), tmp_path / "model.onnx", high=high)
+    model.config.save_pretrained(tmp_path)
+    graph = onnx.load(tmp_path / "model.onnx")
+    stored = {t.name: t for t in graph.graph.initializer}
+    floats = [
+        np.asarray(onnx.numpy_helper.to_array(stored[name]))
+        for node in graph.graph.node
+        if node.op_type in ("MatMul", "Gemm", "Gather")
+        for name in node.input[:2]
+        if name in stored and stored[name].data_type == onnx.TensorProto.FLOAT
+    ]
+    large = [values for values in floats if values.size > 2048]
+    assert len(large) == len(high)
+    for name in high:
+        weight = model.get_parameter(name).detach().numpy()
+        same = [np.allclose(v, w) for v in large for w in (weight, weight.T) if v.shape == w.shape]
+        assert any(same), name
+    (batch,) = token_batches(((3, 16),))
+    ort = load_ort(tmp_path, task_named("auto", model.config))
+    wanted, found = answers(model, batch), answers(ort, batch)
+    assert torch.cosine_similarity(wanted.flatten(), found.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("precision", INT8)
+def test_with_every_weight_left_high_the_answers_are_those_of_floats(deployed, tmp_path, precision):
+    model, folders = deployed
+    high = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.ndim == 2]
+    PRECISIONS[precision](prepared(folders[precision].parent / "model.onnx"), tmp_path / "model.onnx", high=high)
+    model.config.save_pretrained(tmp_path)
+    (batch,) = token_batches(((3, 16),))
+    ort = load_ort(tmp_path, task_named("auto", model.config))
+    torch.testing.assert_close(answers(ort, batch), answers(model, batch), atol=1e-4, rtol=1e-4)
+
+
 def test_int8_embeddings_are_off_by_at_most_half_a_step_of_their_row(deployed):
     model, folders = deployed
     graph = onnx.load(folders["int8-dynamic"] / "model.onnx")

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from optimum_slim.report.card import write_card
 from optimum_slim.report.report import Report
-from tests.report.conftest import SPEED
+from tests.report.conftest import BUDGET, SPEED
 
 
 @pytest.fixture
@@ -119,12 +119,15 @@ def test_the_library_is_what_loads_the_folder(report, written, tmp_path, files, 
     assert ("only after `import optimum_slim`" in card.text) == (library == "optimum-slim")
 
 
-def test_every_number_in_the_text_is_in_the_report_or_follows_from_two_that_are(report, written):
+@pytest.mark.parametrize("budget", [{}, BUDGET])
+def test_every_number_in_the_text_is_in_the_report_or_follows_from_two_that_are(report, written, budget):
+    report.budget = budget
     before, int8, after = report.original, report.baseline_int8, report.final
     known = [*numbers_in(asdict(report)), 95.0, len(report.steps) + 1]
     known += [old[key] / after[key] for old in (before, int8) for key in ("file_bytes", "parameters")]
     known += [100 * (before["quality"]["accuracy"] - after["quality"]["accuracy"])]
     known += range(1, len(report.steps) + 1)
+    known += [100 * value for value in (*numbers_in(report.verify), *numbers_in(report.budget))]
     texts = json.dumps(asdict(report))
     for token in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w.])", written(report).text):
         shown = float(token.replace(",", ""))
@@ -132,6 +135,39 @@ def test_every_number_in_the_text_is_in_the_report_or_follows_from_two_that_are(
         half = 0.5000001 * 10.0 ** (int(token.partition("e")[2] or 0) - digits)
         units = (1, 1e3, 1e6)
         assert token in texts or any(abs(value / unit - shown) <= half for value in known for unit in units), token
+
+
+def test_what_an_answer_depends_on_is_told_in_words(report, written):
+    text = written(report).text
+    assert "- An answer depends on what else is in its batch, by up to 0.42 % of the largest output.\n" in text
+    assert "- An answer does not depend on how far it is padded, but for rounding.\n" in text
+    assert "- An answer does not depend on whether one thread computes it or two, to the last bit.\n" in text
+    assert "- No sum of its 20 products of 8-bit integers can overflow, on any CPU.\n" in text
+    report.verify["saturating"] = 3
+    assert (
+        "Sums of 3 of its 20 products of 8-bit integers can overflow on x86 CPUs without VNNI" in written(report).text
+    )
+
+
+def test_a_report_that_tells_no_such_thing_has_no_such_words(report, written):
+    for key in ("batch", "padding", "threads", "products", "saturating"):
+        del report.verify[key]
+    assert "An answer" not in written(report).text
+
+
+def test_a_budget_is_told_with_what_was_reached_and_done_for_it(report, written):
+    assert "## Budget" not in written(report).text
+    report.budget = BUDGET
+    text = written(report).text
+    assert "- loss of quality on validation, at most 0.03: 0.0212\n" in text
+    assert "- speed over fp32, at least 3.25x: 3.27x (3.01 to 3.52)\n" in text
+    assert "`bert.encoder.layer.2.output.dense.weight` 44 %, `classifier.weight` 12 %." in text
+    assert "As before their zeros, which change most there (likewise):\n`bert.encoder.layer.0" in text
+    report.budget = BUDGET | {"speedup": {"wanted": None, "reached": SPEED["vs_fp32"]}, "high": {}, "denser": {}}
+    text = written(report).text
+    assert "speed over fp32, at least" not in text
+    assert "Left in fp32" not in text
+    assert "before their zeros" not in text
 
 
 def test_a_name_cannot_break_out_of_its_line_or_the_metadata(report, written):

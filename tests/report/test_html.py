@@ -8,6 +8,7 @@ import pytest
 
 from optimum_slim.report.html import part_segments, write_html
 from optimum_slim.report.plots import EDGES, quality_plots, size_plot
+from tests.report.conftest import BUDGET
 
 ALONE = {"meta", "wbr", "rect", "line", "circle", "path"}  # tags that are not closed by another
 
@@ -74,6 +75,15 @@ def test_every_layer_part_step_and_point_of_the_grid_is_shown(report, page):
         assert f"{row['layer']} {row['heads']} {row['ffn']} " in words
     assert "1. prune.ffn {ratio: 0.27}" in words
     assert "8 texts of 64 tokens, 1 thread" in words
+
+
+def test_a_budget_and_what_answers_depend_on_are_shown(report, page):
+    assert "Budget" not in Reader(page(report)).words
+    report.budget = BUDGET
+    words = Reader(page(report)).words
+    assert "speed over fp32, at least 3.25x: 3.27x (3.01 to 3.52)" in words
+    assert "classifier.weight 12 %" in words
+    assert "An answer depends on what else is in its batch, by up to 0.42 % of the largest output." in words
 
 
 def test_text_of_the_report_is_escaped(report, page):
