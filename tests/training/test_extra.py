@@ -118,7 +118,7 @@ def test_changed_copies_are_texts_without_labels(family, settings, tmp_path):
     assert 32 + 50 < texts <= 32 + 64
     labels = [batch["labels"] for batch in watching.batches if "labels" in batch]
     if family == "bert":
-        assert sum(len(one) for one in labels) == 32
+        assert 32 <= sum(len(one) for one in labels) < 32 + 16  # the last batch is filled with texts seen before
     else:
         assert sum(int((one != -100).any(1).sum()) for one in labels) == 32
 
