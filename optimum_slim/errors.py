@@ -5,7 +5,7 @@ SlimError
 ├── DataError          the texts cannot be found, read or understood
 ├── ModelError         the model cannot be found, loaded, saved or exported
 ├── OutputError        the output or its workspace cannot be used
-├── ProcessError       another process of the run is gone, or cannot do its part (exit code 1)
+├── ProcessError       another process of the run has ended: whoever started them tells how (exit code 1)
 └── QualityError       the run worked, but what came out is not good enough (exit code 1)
     └── VerifyError    the ONNX file does not compute what the PyTorch model computes
 """

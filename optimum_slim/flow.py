@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim import processes
+from optimum_slim.company import company, follow, placed, same_for_all, training_folder
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.baseline import optimum_int8
 from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
@@ -30,10 +30,8 @@ from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.steadiness import checked
 from optimum_slim.deploy.verify import load_ort, verify
-from optimum_slim.errors import ProcessError
 from optimum_slim.model.checkpoint import carry_files, license_of, load_config, load_model, save_model
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
-from optimum_slim.progress import silence
 from optimum_slim.recipe import Recipe
 from optimum_slim.report.card import write_card
 from optimum_slim.report.html import write_html
@@ -44,7 +42,7 @@ from optimum_slim.tasks.task import Metrics
 from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.training.cache import TeacherAtRest
 from optimum_slim.training.trainer import TrainingData, losses
-from optimum_slim.workspace import Visit, Workspace, identity
+from optimum_slim.workspace import Visit, Workspace
 
 DENSE = "dense.safetensors"  # in the workspace: weights before one-shot sparsity, where the recipe ends with it
 TORCH_BATCH = 16  # texts at a time when a torch model is judged
@@ -72,9 +70,9 @@ def slim(
     torch.set_num_threads(recipe.threads)
     plan = processes.agreed(lambda: planned(recipe))
     if processes.count() > 1:
-        processes.agreed(lambda: _same_for_all(plan))
+        processes.agreed(lambda: same_for_all(plan))
     if processes.index() > 0:
-        return _follow(plan)
+        return follow(plan, lambda visit: Supplies(plan, visit))
     with processes.leading() as lead, Workspace(Path(output), plan, overwrite, restart) as work:
         supplies = Supplies(plan, work)
         original = Original(plan, work, say)
@@ -82,60 +80,17 @@ def slim(
         for step in plan.remaining(len(report.steps)):
             say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
             begun, dense = time.monotonic(), _before_zeros(model, plan, len(report.steps))
-            with _company(lead, step, plan, work):
+            with company(lead, step, plan, work):
                 step.technique.apply(model, **supplies.asked_by(step))
             keep_dense(dense, work.folder / DENSE)
             report.steps.append(_step_row(step, model, plan, original, time.monotonic() - begun))
-            if trained := losses(work.folder / _training_folder(plan, step)):
+            if trained := losses(work.folder / training_folder(step, plan)):
                 report.steps[-1]["losses"] = trained
             work.checkpoint(model, plan.tokenizer, report)
         folder = _deploy(model.cpu(), plan, work, original, report, say)
         work.finish(folder)
         processes.told({"done": asdict(report)})
     return report
-
-
-@contextmanager
-def _company(lead: processes.Lead, step: PlannedStep, plan: Plan, work: Workspace) -> Iterator[None]:
-    """Has the other processes take part in a step that trains; the rest the first does alone."""
-    if "training_data" not in step.asks or processes.count() == 1:
-        yield
-        return
-    done = work.done()
-    folders = [done[1].name if done else "", _training_folder(plan, step)]
-    with lead.calling({"step": plan.steps.index(step), "workspace": work.mark(), "folders": folders}):
-        work.share([name for name in folders if name])
-        yield
-
-
-def _follow(plan: Plan) -> Report:
-    """What processes other than the first do: they train with it, each on its part of every batch."""
-    silence()
-
-    def take_part(call: dict[str, Any]) -> None:
-        step, (before, _) = plan.steps[call["step"]], call["folders"]
-        with Visit(*call["workspace"]) as visit:
-            visit.share([name for name in call["folders"] if name])
-            model = _placed(load_model(visit.folder / before if before else plan.folder), plan)
-            step.technique.apply(model, **Supplies(plan, visit).asked_by(step))
-
-    return Report(**processes.follow(take_part))
-
-
-def _same_for_all(plan: Plan) -> None:
-    """Refuses processes that read other files than the first.
-
-    Raises:
-        ProcessError: names what differs.
-    """
-    mine = identity(plan)
-    differing = [key for key, value in processes.told(mine).items() if mine[key] != value]
-    if differing:
-        raise ProcessError(f"its {' and '.join(differing)} differ from the first process's; give all machines the same")
-
-
-def _training_folder(plan: Plan, step: PlannedStep) -> str:
-    return f"training-{plan.steps.index(step) + 1:02d}"
 
 
 class Supplies:
@@ -147,7 +102,7 @@ class Supplies:
     def asked_by(self, step: PlannedStep) -> dict[str, Any]:
         made = {name: getattr(self, name) for name in step.asks if name != "workdir"}
         if "workdir" in step.asks:
-            made["workdir"] = self.work.kept(_training_folder(self.plan, step))
+            made["workdir"] = self.work.kept(training_folder(step, self.plan))
         return made
 
     @cached_property
@@ -254,15 +209,8 @@ class Original:
 def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
     """The model and report after the last finished step, or the original and an empty report."""
     done = work.done()
-    model = _placed(load_model(done[1] if done else plan.folder), plan)
+    model = placed(load_model(done[1] if done else plan.folder), plan)
     return model, Report.read(done[1]) if done else Report()
-
-
-def _placed(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """Moves the model to where it trains, in place."""
-    wanted = plan.recipe.device
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    return torch.nn.Module.to(model, device)
 
 
 def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: Original, seconds: float) -> Row:

@@ -114,7 +114,7 @@ def agreed(make: Callable[[], T]) -> T:
             _end_after_the_first(said[failed[0]][1])
         if failed and mistake is None:
             message, code, host = said[failed[0]]
-            mistake = ProcessError(f"process {failed[0]} on {host}: {message}")
+            mistake = SlimError(f"process {failed[0]} on {host}: {message}")
             mistake.exit_code = code
     if mistake is not None:
         raise mistake
@@ -147,10 +147,7 @@ def leading() -> Iterator[Lead]:
         yield lead
     except BaseException as error:
         if count() > 1 and is_broken(error):
-            raise ProcessError(
-                "another process of this run has ended, for lack of memory perhaps; the same command goes on from the "
-                "last checkpoint"
-            ) from error
+            raise ProcessError("another process of this run has ended") from error
         if count() > 1 and not lead.busy:
             with suppress(RuntimeError):
                 told({"failed": getattr(error, "exit_code", 1)})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optimum_slim import processes
-from optimum_slim.errors import DataError, ProcessError
+from optimum_slim.errors import DataError, ProcessError, SlimError
 from tests.together import together
 
 
@@ -43,11 +43,11 @@ def agree(failing):
         return processes.agreed(make)
     except SystemExit as end:
         return end.code
-    except (DataError, ProcessError) as error:
+    except SlimError as error:
         return type(error).__name__, error.exit_code, str(error)
 
 
-@pytest.mark.parametrize(("failing", "kind"), [((0, 1), "DataError"), ((0,), "DataError"), ((1,), "ProcessError")])
+@pytest.mark.parametrize(("failing", "kind"), [((0, 1), "DataError"), ((0,), "DataError"), ((1,), "SlimError")])
 def test_where_one_process_cannot_all_end_and_the_first_tells_why(failing, kind):
     first, second = together(agree, failing)
     assert (first[0], first[1], second) == (kind, 2, 2)

@@ -75,10 +75,12 @@ def started(count: int, threads: int) -> int:
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        if rank == 0 and failure.exitcode < 0:
-            print(f"error: the first process was ended by {failure.signal_name()}; {CONTINUED}", file=sys.stderr)
-        return max(failure.exitcode, 1)
+        for rank, failure in failed.failures.items():
+            if failure.exitcode < 0:  # the others end because of it, and tell nothing
+                how = f"process {rank} was ended by {failure.signal_name()}, for lack of memory perhaps"
+                print(f"error: {how}; {CONTINUED}", file=sys.stderr)
+                return 1
+        return failed.get_first_failure()[1].exitcode
     return 0
 
 

@@ -40,7 +40,7 @@ class Verb(BaseOptimumCLICommand):
             _quiet_libraries()
         if self.args.quiet:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-        from optimum_slim.errors import SlimError
+        from optimum_slim.errors import ProcessError, SlimError
         from optimum_slim.progress import silence
 
         silence(self.args.quiet)
@@ -50,7 +50,7 @@ class Verb(BaseOptimumCLICommand):
         except SlimError as error:
             if self.args.debug:
                 traceback.print_exc()
-            elif os.environ.get("RANK", "0") == "0":  # of several processes the first tells
+            elif os.environ.get("RANK", "0") == "0" and not isinstance(error, ProcessError):  # of several one tells
                 print(f"error: {error}", file=sys.stderr)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:

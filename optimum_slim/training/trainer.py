@@ -115,8 +115,8 @@ class SlimTrainer(Trainer):
 
     def training_step(self, *given: Any) -> Tensor:
         loss = super().training_step(*given)
-        told = {"step": self.state.global_step + 1, "loss": processes.mean(loss).item()}
-        self.state.log_history.append(told)  # which the Trainer's checkpoints keep
+        row = {"step": self.state.global_step + 1, "loss": processes.mean(loss).item()}
+        self.state.log_history.append(row)  # which the Trainer's checkpoints keep
         return loss
 
     def compute_loss(
