@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -237,3 +241,31 @@ def test_a_disk_without_room_is_told_before_the_teacher_is_loaded(tmp_path, monk
 def test_shards_hold_consecutive_examples_up_to_a_size():
     assert list(cache._shards([3, 3, 3, 9, 1], 6)) == [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]
     assert list(cache._shards([5], 1)) == [range(0, 1)]
+
+
+SCRIPT = """
+import os
+from pathlib import Path
+import torch
+from optimum_slim.data.augment import Augment
+from optimum_slim.techniques.distill.logits import DistillLogits
+from tests.training.test_cache import Teacher, teacher_like, trained
+
+folder = Path(__file__).parent
+teacher = Teacher(teacher_like("bert"), folder / "answers")
+settings = {"augment": Augment(copies=2), "teacher_cache": True, "batch_size": 4}
+weights = trained("bert", folder, teacher, settings)
+torch.save(weights | {"loads": torch.tensor(teacher.loads)}, folder / f"{os.environ['RANK']}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_makes_what_both_read(tmp_path):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    places = {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, tmp_path / "train.py"], check=True, env=os.environ | places, timeout=300)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert (first.pop("loads"), second.pop("loads")) == (2, 0)  # for its embeddings, and for its answers
+    assert difference(first, second) == 0
+    assert len(list((tmp_path / "work").glob("augmented-*.jsonl"))) == 1
