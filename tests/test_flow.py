@@ -384,6 +384,17 @@ def test_zeros_that_cost_more_than_the_budget_are_taken_back_and_the_bytes_are_t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("until", ["dense.safetensors", "step-01", "precision/*/model.onnx"])
+def test_a_run_killed_before_its_budget_is_held_goes_on_to_the_same_bytes(too_sparse, tmp_path, until):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(too_sparse))
+    slim(read_recipe(too_sparse), tmp_path / "whole")
+    killed_run(tmp_path / "recipe.yaml", tmp_path / "out", until)
+    slim(read_recipe(too_sparse), tmp_path / "out")
+    for file in SAME_BYTES:
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+
+
+@pytest.mark.slow
 def test_auto_hands_out_a_precision_that_keeps_the_quality(delicate, tmp_path):
     report = slim(read_recipe(delicate | {"deploy": {"target": {"tokens": [16]}}}), tmp_path / "out")
     assert report.final["precision"] != "int8-dynamic"

@@ -115,6 +115,8 @@ def test_every_shipped_recipe_plans_on_a_model_of_its_kind(tmp_path, name):
 TRAIN = {"train": {"labels": 1, "with": ["distill.logits"]}}
 RELATE_12_HEADS = {"train": {"with": [{"distill.relations": {"heads": 12}}]}}
 FOLLOW_LAYER_9 = {"train": {"with": [{"distill.hidden_states": {"layers": {1: 9}}}]}}
+LEFT_HIGH = FP32["deploy"] | {"decided": {"high": {"x.weight": 1.0}}}
+DENSER = FP32["deploy"] | {"decided": {"denser": {"classifier.weight": 1.0}}}
 TAUGHT = {"steps": [{"train": {"with": ["distill.logits"]}}]}
 LABELS = {"steps": [{"train": {"labels": 1}}]}
 
@@ -130,11 +132,18 @@ REFUSED = {
     "no texts to calibrate on": ("bert", None, {"steps": [{"prune.ffn": {"ratio": 0.5}}]}, "steps.0.prune.ffn needs"),
     "no texts to train on": ("bert", None, {"steps": [TRAIN]}, "steps.0.train needs texts: give `data:` a source"),
     "no texts to choose by": ("bert", None, {"deploy": {}}, "deploy.precision: auto needs texts to judge by"),
-    "no texts to hold a budget": (
+    "no texts to hold a budget": ("bert", None, {"budget": {"quality_drop": 0.1}}, "budget.quality_drop needs texts"),
+    "an unknown weight, left high": (
         "bert",
         None,
-        {"budget": {"quality_drop": 0.01}},
-        "budget.quality_drop needs texts to",
+        {"deploy": LEFT_HIGH},
+        "deploy.decided.high: 'x.weight' is no weight",
+    ),
+    "a dense weight, made denser": (
+        "bert",
+        None,
+        {"deploy": DENSER},
+        "'classifier.weight' is no sparse weight of the sl",
     ),
     "no train split": ("bert", "stars in nothing", {"steps": [TRAIN]}, "steps.0.train needs a train split"),
     "no such texts": ("bert", None, {"data": {"source": "./nowhere"}}, "./nowhere"),

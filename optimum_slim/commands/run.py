@@ -89,7 +89,9 @@ def _say(text: str) -> None:
 
 
 def summary(output: str, report: Report) -> list[str]:
-    """The figures that matter, a line each: before, Optimum's int8, after."""
+    """The figures that matter, a line each: before, Optimum's int8, after, and how a budget was held."""
+    from optimum_slim.report.figures import budget_rows
+
     final, lines = report.final, [f"{output}: {report.final['precision']}"]
     for name, row in (("original", report.original), ("optimum int8", report.baseline_int8), ("slim", final)):
         quality = ", ".join(f"{metric} {value:.4g}" for metric, value in row["quality"].items())
@@ -99,4 +101,8 @@ def summary(output: str, report: Report) -> list[str]:
         fp32, int8 = row["speedup"]["vs_fp32"], row["speedup"]["vs_optimum_int8"]
         where = f"{row['phase']}, batch {row['batch']}, {row['tokens']} tokens, {row['threads']} threads"
         lines.append(f"  {where}: {fp32['median']:.2f}x over fp32, {int8['median']:.2f}x over Optimum's int8")
+    lines += [f"  {row['end']} {row['wanted']}: {row['reached']}" for row in budget_rows(report)]
+    for key, what in (("high", "left in fp32"), ("denser", "as before their zeros")):
+        if report.budget.get(key):
+            lines.append(f"  {what}: {', '.join(report.budget[key])}")
     return lines

@@ -3,6 +3,7 @@ doing."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from optimum_slim.training.losses import soft_classes, soft_labels
 TEXTS = 32  # of validation that layers are ranked on, at most
 VALUES = 2**25  # of outputs that are kept to compare with: a language model's are large
 MOST = 64  # groups that are tried one by one; of larger models parts of blocks, or blocks, are tried together
+WORST = 1e9  # far more than any finite answers are apart
 
 Kind = Literal["classes", "labels", "vectors"]
 
@@ -70,7 +72,7 @@ def fewest(most: int, holds: Callable[[int], bool]) -> int | None:
 
 
 def divergence(outputs: Sequence[Tensor], reference: Sequence[Tensor], kind: Kind) -> float:
-    """How far answers are from those of a reference, 0 where they are equal.
+    """How far answers are from those of a reference: 0 where they are equal, `WORST` where one is not finite.
 
     Args:
         outputs, reference: float32 for each text.
@@ -80,9 +82,11 @@ def divergence(outputs: Sequence[Tensor], reference: Sequence[Tensor], kind: Kin
     """
     pairs = list(zip(outputs, reference, strict=True))
     if kind == "vectors":
-        return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs))
-    found = [soft_classes(a, b, 1.0) if kind == "classes" else soft_labels(a, b, 1.0) for a, b in pairs]
-    return max(0.0, float(torch.stack(found).mean()))  # rounding may leave equal answers a little below
+        found = float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs))
+    else:
+        distance = soft_classes if kind == "classes" else soft_labels
+        found = float(torch.stack([distance(a, b, 1.0) for a, b in pairs]).mean())
+    return max(0.0, found) if math.isfinite(found) else WORST  # rounding may leave equal answers a little below 0
 
 
 def kind_of(task: Task) -> Kind:

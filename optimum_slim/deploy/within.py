@@ -22,6 +22,7 @@ from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
 
 WORTH_A_LIBRARY = 1.1  # so much faster must int8-rows be to be chosen: without our kernels it is a little slower
+ROUNDING = 1e-9  # what a difference of two accuracies may be off by: 0.94 - 0.89 is not 0.05
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Search:
         if losses is None:
             return True
         most, limit = self.max_quality_loss, self.budget.quality_drop
-        return (most is None or losses.precision <= most) and (limit is None or losses.drop <= limit)
+        precise = most is None or losses.precision <= most + ROUNDING
+        return precise and (limit is None or losses.drop <= limit + ROUNDING)
 
     @cached_property
     def ready(self) -> Path:

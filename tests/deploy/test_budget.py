@@ -12,7 +12,7 @@ from optimum_slim.deploy.budget import Budget, Losses, Tried, held, not_good, to
 from optimum_slim.deploy.export import export_folder
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.precision import make_precisions
-from optimum_slim.deploy.sensitivity import Probe, divergence, fewest, measured, sensitivity, units_of
+from optimum_slim.deploy.sensitivity import WORST, Probe, divergence, fewest, measured, sensitivity, units_of
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
 from optimum_slim.tasks import task_named
@@ -57,6 +57,12 @@ def test_a_divergence_is_zero_for_equal_answers_and_grows_with_the_difference(ki
     assert found[0] == pytest.approx(0, abs=1e-7)
     assert found == sorted(found)
     assert found[1] > 0
+
+
+@pytest.mark.parametrize("kind", ["classes", "labels", "vectors"])
+def test_answers_that_are_not_finite_are_the_worst(kind):
+    reference = [torch.randn(5, 4)]
+    assert divergence([reference[0] * torch.nan], reference, kind) == WORST
 
 
 def test_a_divergence_of_classes_is_the_kl_divergence():
