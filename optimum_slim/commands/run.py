@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from optimum_slim.commands.verb import Verb, add_recipe_arguments
@@ -75,13 +77,24 @@ def started(count: int, threads: int) -> int:
     except SignalException as stopped:
         return 128 + stopped.sigval
     except ChildFailedError as failed:
-        for rank, failure in failed.failures.items():
-            if failure.exitcode < 0:  # the others end because of it, and tell nothing
-                how = f"process {rank} was ended by {failure.signal_name()}, for lack of memory perhaps"
-                print(f"error: {how}; {CONTINUED}", file=sys.stderr)
-                return 1
-        return failed.get_first_failure()[1].exitcode
+        code, message = ended({rank: failure.exitcode for rank, failure in failed.failures.items()})
+        if message:
+            print(f"error: {message}; {CONTINUED}", file=sys.stderr)
+        return code
     return 0
+
+
+def ended(codes: Mapping[int, int]) -> tuple[int, str]:
+    """The exit code of a run whose processes ended with these, by their number, and what is still to be told of it.
+
+    Below zero stands a signal. The launcher ends with SIGTERM what is left when one has ended.
+    """
+    killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+    if not killed and not any(code > 0 for code in codes.values()):
+        killed = {rank: -code for rank, code in codes.items() if code}
+    for rank, number in killed.items():
+        return 1, f"process {rank} was ended by {signal.Signals(number).name}, for lack of memory perhaps"
+    return max(codes.values(), default=0), ""
 
 
 def _say(text: str) -> None:

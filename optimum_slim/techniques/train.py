@@ -143,6 +143,7 @@ class Train(Technique):
         train_rows: Dataset | None = None,
         task: Task | None = None,
     ) -> None:
+        processes.join(cpu=model.device.type == "cpu")
         set_seed(seed)
         parts = [parameter for part in self.freeze for parameter in _part(model, part).parameters()]
         frozen = [parameter for parameter in parts if parameter.requires_grad]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import optimum_slim
+from optimum_slim.commands.run import ended
 from optimum_slim.commands.slim import SlimCommand
 from optimum_slim.kernels.library import library_path
 from optimum_slim.model.checkpoint import load_model
@@ -205,3 +206,22 @@ def test_a_pair_that_is_none_is_told_with_an_example(pair):
 def test_a_folder_may_have_any_name(name):
     recipe = parsed("plan", "encoder-fast", "--model", name, "--data", name).recipe()
     assert (recipe.model, recipe.data.source) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "told"),
+    [
+        ({0: 2}, 2, ""),
+        ({0: 2, 1: -15}, 2, ""),
+        ({0: -15, 1: 2}, 2, ""),
+        ({0: 1, 1: -9}, 1, "process 1 was ended by SIGKILL"),
+        ({0: -9, 1: 1}, 1, "process 0 was ended by SIGKILL"),
+        ({0: -15, 1: -9}, 1, "process 1 was ended by SIGKILL"),
+        ({1: -15}, 1, "process 1 was ended by SIGTERM"),
+    ],
+)
+def test_several_processes_end_as_the_one_that_failed(codes, code, told):
+    found, message = ended(codes)
+    assert found == code
+    assert message.startswith(told)
+    assert bool(message) == bool(told)
