@@ -243,7 +243,11 @@ def _load_hub(name: str) -> dict[str, Dataset]:
         loaded = load_dataset(name)
     except Exception as error:
         raise DataError(f"data: {name} is no folder or file here, and the Hub did not give it out: {error}") from error
-    return {split_of(split): rows for split, rows in loaded.items()}
+    found: dict[str, Dataset] = {}
+    for split, rows in loaded.items():
+        if split == split_of(split) or split_of(split) not in found:  # imdb has "unsupervised" beside its train
+            found[split_of(split)] = rows
+    return found
 
 
 def _only_texts(rows: Dataset, wanted: str | list[str] | None, count: int | None) -> Dataset:

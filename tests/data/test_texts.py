@@ -9,7 +9,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from optimum_slim.data.texts import Data, label_column, load_extra, load_texts, split_of, text_columns
+from optimum_slim.data.texts import Data, _load_hub, label_column, load_extra, load_texts, split_of, text_columns
 from optimum_slim.errors import DataError
 
 
@@ -299,3 +299,13 @@ def test_extra_texts_that_cannot_be_used_are_told_with_their_source(tmp_path):
     ):
         with pytest.raises(DataError, match=told):
             extra(source, columns=columns)
+
+
+def test_of_several_splits_of_a_hub_data_set_the_one_named_train_is_taken(tmp_path):
+    parts = {"train": "kept", "unsupervised": "other", "test": "judged"}
+    for split, text in parts.items():
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": text}))
+    files = "".join(f"  - {{split: {split}, path: {split}.jsonl}}\n" for split in parts)
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n")
+    found = _load_hub(str(tmp_path))
+    assert {split: rows["text"] for split, rows in found.items()} == {"train": ["kept"], "test": ["judged"]}

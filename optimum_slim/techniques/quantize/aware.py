@@ -31,6 +31,7 @@ class QuantizeAware(Trained):
     """
 
     helps: ClassVar[tuple[str, ...]] = ("speed", "size")
+    whole_weights: ClassVar[bool] = True
 
     delay: float = 0.1  # share of the pass before activations are rounded too; their ranges are watched from the start
     smoothing: float = 0.99  # share of a moving range that stays with each step
