@@ -261,8 +261,8 @@ def test_auto_makes_and_judges_it_beside_the_others(made, tmp_path, monkeypatch)
     monkeypatch.setattr(benchmark, "ROUNDS", 1)
     causal = model.config.model_type in DECODERS
     deploy = Deploy(target=Target([16]), calibration_method="percentile")
-    folder, decided = choose_precision(model, source, tmp_path, deploy, None, causal, token_batches)
-    assert decided["precision"] == folder.name
+    chosen = choose_precision(model, source, tmp_path, deploy, None, causal, token_batches)
+    assert chosen.decided["precision"] == chosen.folder.name
     assert all((tmp_path / name / "model.onnx").exists() for name in PRECISIONS)
 
 
