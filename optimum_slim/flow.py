@@ -40,8 +40,9 @@ from optimum_slim.sources import local_path, told_name
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.task import Metrics
 from optimum_slim.techniques.sparsify.settings import Sparsify
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.cache import TeacherAtRest
-from optimum_slim.training.trainer import TrainingData, losses
+from optimum_slim.training.trainer import losses
 from optimum_slim.workspace import Visit, Workspace
 
 DENSE = "dense.safetensors"  # in the workspace: weights before one-shot sparsity, where the recipe ends with it

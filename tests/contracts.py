@@ -26,8 +26,8 @@ from optimum_slim.model.checkpoint import load_model, save_model
 from optimum_slim.model.shape import shape_in, shape_of
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.cache import TeacherAtRest
-from optimum_slim.training.trainer import TrainingData
 from tests.tiny import answers, rows_for, tiny_tokenizer, token_batches
 
 AUTO = {

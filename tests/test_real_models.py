@@ -20,8 +20,8 @@ from optimum_slim.model.checkpoint import load_model, load_tokenizer
 from optimum_slim.tasks import task_named
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.techniques.distill.logits import DistillLogits
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.cache import Answers, TeacherAtRest, TeacherCache
-from optimum_slim.training.trainer import TrainingData
 
 ASSETS = Path(os.environ.get("OPTIMUM_SLIM_ASSETS", "nowhere"))
 pytestmark = [

@@ -21,11 +21,12 @@ from optimum_slim.model.shape import Shape
 from optimum_slim.tasks import FeatureExtraction, task_named
 from optimum_slim.tasks.task import Task
 from optimum_slim.techniques.technique import Technique
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.cache import Answers, TeacherAtRest, TeacherCache
 from optimum_slim.training.sharding import gather
 from optimum_slim.training.teacher import word_embeddings
 from optimum_slim.training.trained import Trained
-from optimum_slim.training.trainer import SlimTrainer, TrainingData, train_pass
+from optimum_slim.training.trainer import SlimTrainer, train_pass
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 POOL = 50  # batches' worth of texts that are sorted by length at a time
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Tokenized texts to train on, and how they become a batch."""
+
+    examples: Sequence[dict[str, Any]]
+    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
+    extra: Sequence[dict[str, Any]] = ()  # of texts without labels: for a teacher to answer
 
 
 class LikeLengths(Sampler[int]):

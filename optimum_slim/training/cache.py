@@ -23,9 +23,9 @@ from optimum_slim.errors import OutputError
 from optimum_slim.model.vocabulary import teacher_tokens
 from optimum_slim.progress import progress
 from optimum_slim.tasks import task_named
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.losses import TopLogits
 from optimum_slim.training.teacher import Teacher
-from optimum_slim.training.trainer import TrainingData
 
 FORMAT = 1  # of what stands in a shard
 SHARD_BYTES = 64 * 2**20  # held at a time while the cache is filled, and lost at most when that is stopped

@@ -3,47 +3,28 @@ techniques added up."""
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from optimum_slim import processes
 from optimum_slim.model.anatomy import anatomy_of
-from optimum_slim.model.sparsity import sparse_weights
-from optimum_slim.progress import progress
 from optimum_slim.tasks.task import IGNORED
-from optimum_slim.training.batches import LikeLengths
+from optimum_slim.training.batches import LikeLengths, TrainingData
+from optimum_slim.training.cache import Answers
+from optimum_slim.training.callbacks import STATE_FILE, WHOLE, Beside, Progress, Saving, Schedule, Zeros
 from optimum_slim.training.noise import swapped
-from optimum_slim.training.sharding import put_zeros, shard_on_cpus, spread
+from optimum_slim.training.sharding import shard_on_cpus, spread
 from optimum_slim.training.teacher import Teacher
-from optimum_slim.training.trained import Step, Trained
-
-if TYPE_CHECKING:
-    from optimum_slim.training.cache import Answers
-
-STATE_FILE = "trained_{index}.safetensors"
-WHOLE = "whole"  # an empty file in a checkpoint that lacks nothing
-SAVED_EVERY = 120  # seconds: no more training than that is lost when a run is killed
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Tokenized texts to train on, and how they become a batch."""
-
-    examples: Sequence[dict[str, Any]]
-    collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]
-    extra: Sequence[dict[str, Any]] = ()  # of texts without labels: for a teacher to answer
+from optimum_slim.training.trained import Trained
 
 
 class SlimTrainer(Trainer):
@@ -72,10 +53,10 @@ class SlimTrainer(Trainer):
             args,
             data_collator=data.collate,
             train_dataset=data.examples,
-            callbacks=[_Schedule(trained), _Saving(), _Progress()],
+            callbacks=[Schedule(trained), Saving(), Progress()],
         )
-        self.add_callback(_Zeros(model, trained))  # after the schedule, and after the model has moved to its device
-        self.add_callback(_Beside(self))
+        self.add_callback(Zeros(model, trained))  # after the schedule, and after the model has moved to its device
+        self.add_callback(Beside(lambda: self.beside, self.accelerator))
         self.remove_callback(PrinterCallback)  # it would print dicts among our lines
         self.trained, self.labels, self.dropout = trained, labels, dropout
         self.noise, self.special = noise, special
@@ -175,105 +156,6 @@ def _rows(batch: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
         before, here = int(batch["labelled"][:start].sum()), int(batch["labelled"][start:stop].sum())
         rows["labels"] = batch["labels"][before : before + here]
     return rows
-
-
-class _Schedule(TrainerCallback):
-    """Calls the trained techniques before and after each step, and keeps their state with the Trainer's checkpoints."""
-
-    def __init__(self, trained: Sequence[Trained]):
-        self.trained = trained
-
-    def on_pre_optimizer_step(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        model: Any = None,
-        optimizer: Any = None,
-        train_dataloader: Any = None,
-        **_: Any,
-    ) -> None:
-        step = Step(state.global_step + 1, state.max_steps, len(train_dataloader), optimizer)
-        for one in self.trained:
-            one.before_step(model, step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        for one in self.trained:
-            one.after_step(model, state.global_step / state.max_steps)
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for index, one in enumerate(self.trained):
-            tensors = {name: torch.as_tensor(value).contiguous() for name, value in one.state().items()}
-            if tensors and state.is_world_process_zero:
-                save_file(tensors, folder / STATE_FILE.format(index=index))
-        if state.is_world_process_zero:
-            (folder / WHOLE).touch()
-            for old in folder.parent.glob("checkpoint-*"):
-                if old != folder:
-                    shutil.rmtree(old)
-
-
-class _Zeros(TrainerCallback):
-    """Puts the zeros of sparse weights back after each step, whatever the gradient and AdamW's moments made of them.
-    They are taken from the model as it comes, not from a checkpoint, where another weight may be zero by chance; but
-    where a trained technique places zeros, from that technique."""
-
-    def __init__(self, model: PreTrainedModel, trained: Sequence[Trained]):
-        self.given = {name: weight == 0 for name, weight in sparse_weights(model).items()}
-        self.trained = trained
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        zeros = self.given.copy()
-        for one in self.trained:
-            zeros.update(one.zeros(model))
-        for name, places in zeros.items():
-            put_zeros(model.get_parameter(name).data, places)
-
-
-class _Beside(TrainerCallback):
-    """Averages over processes, and clears, the gradients of what learns beside the model: the Trainer does so for the
-    model alone."""
-
-    def __init__(self, trainer: SlimTrainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for parameter in self.trainer.beside:
-            if parameter.grad is not None:
-                parameter.grad = self.trainer.accelerator.reduce(parameter.grad, "mean")
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for parameter in self.trainer.beside:
-            parameter.grad = None
-
-
-class _Saving(TrainerCallback):
-    """Keeps a checkpoint every now and then. When is left to the clock: what comes out does not depend on it."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.last = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = torch.tensor(float(time.monotonic() - self.last >= SAVED_EVERY), device=args.device)
-        if processes.mean(due) > 0:  # all save at once
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.last = time.monotonic()
-
-
-class _Progress(TrainerCallback):
-    """Shows how far training is; an interrupted pass that goes on counts from where it stopped."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.shown = progress(None, "training", total=state.max_steps, done=state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.shown.update()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.shown.close()
 
 
 def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> None:

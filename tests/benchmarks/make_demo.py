@@ -35,7 +35,7 @@ from optimum_slim.data.texts import Data, load_texts
 from optimum_slim.tasks.evaluate import Evaluation
 from optimum_slim.tasks.text_classification import TextClassification
 from optimum_slim.techniques.train import Train
-from optimum_slim.training.trainer import TrainingData
+from optimum_slim.training.batches import TrainingData
 
 DEMO = Path(__file__).parents[2] / "optimum_slim" / "demo"
 WORDS = 60  # of a passage

@@ -127,7 +127,9 @@ def measured(arguments: argparse.Namespace, case: str, seed: int) -> dict[str, A
             train(arguments, model, task, texts, seed, work / "training")
         fp32 = export_folder(model, type(task), work / "export")
         deploy = Deploy(precision, method or "minmax", max_quality_loss=None)
-        served = load_ort(choose_precision(model, fp32, work, deploy, None, False, lambda: batches).folder, type(task), 1)
+        served = load_ort(
+            choose_precision(model, fp32, work, deploy, None, False, lambda: batches).folder, type(task), 1
+        )
         correct = ""
         for rows in (texts.validation[""], texts.test[""]):
             examples = task.examples(rows, arguments.limit)
@@ -142,7 +144,7 @@ def train(arguments: argparse.Namespace, model: Any, task: Any, texts: Any, seed
     from optimum_slim.techniques.distill.logits import DistillLogits
     from optimum_slim.techniques.quantize.aware import QuantizeAware
     from optimum_slim.techniques.train import Train
-    from optimum_slim.training.trainer import TrainingData
+    from optimum_slim.training.batches import TrainingData
 
     folder.mkdir()
     Train(

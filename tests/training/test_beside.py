@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from optimum_slim.techniques.train import Train
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.trained import Trained
-from optimum_slim.training.trainer import TrainingData
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
 
 

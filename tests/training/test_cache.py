@@ -15,10 +15,10 @@ import torch
 from optimum_slim.errors import OutputError
 from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import cache, trainer
+from optimum_slim.training import cache, callbacks, trainer
+from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.cache import Answers, TeacherAtRest, TeacherCache
 from optimum_slim.training.losses import TopLogits
-from optimum_slim.training.trainer import TrainingData
 from tests.contracts import supplies_for
 from tests.tiny import SPECIAL, VOCABULARY, mostly_slow, tiny
 
@@ -212,17 +212,17 @@ def test_a_cache_that_was_stopped_is_filled_from_where_it_was(tmp_path, monkeypa
 
 
 def test_training_that_was_stopped_goes_on_to_the_same_weights_without_the_teacher(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
+    monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     teacher = Teacher(teacher_like("bert"), tmp_path / "answers")
     whole = trained("bert", tmp_path / "whole", teacher, KEEPING, dropout=True)
 
-    class Stopping(trainer._Schedule):
+    class Stopping(callbacks.Schedule):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 5:
                 raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_Schedule", Stopping)
+        patch.setattr(trainer, "Schedule", Stopping)
         with pytest.raises(InterruptedError):
             trained("bert", tmp_path / "stopped", teacher, KEEPING, dropout=True)
     resumed = trained("bert", tmp_path / "stopped", teacher, KEEPING, dropout=True)

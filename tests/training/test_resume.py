@@ -10,8 +10,8 @@ from optimum_slim.techniques.distill.hidden_states import DistillHiddenStates
 from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.distill.relations import DistillRelations
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import trainer
-from optimum_slim.training.trainer import TrainingData
+from optimum_slim.training import callbacks, trainer
+from optimum_slim.training.batches import TrainingData
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
 
 
@@ -40,12 +40,12 @@ def trained(data, workdir, way, stop_after=None, monkeypatch=None):
     student, teacher = tiny("bert", hidden_dropout_prob=0.1), tiny("bert", hidden_size=width).requires_grad_(False)
     if stop_after is not None:
 
-        class Stopping(trainer._Schedule):
+        class Stopping(callbacks.Schedule):
             def on_step_begin(self, args, state, control, **_):
                 if state.global_step == stop_after:
                     raise InterruptedError
 
-        monkeypatch.setattr(trainer, "_Schedule", Stopping)
+        monkeypatch.setattr(trainer, "Schedule", Stopping)
     technique.apply(
         student, training_data=data, tokenizer=tiny_tokenizer("bert"), seed=3, workdir=workdir, teacher=teacher
     )
@@ -57,7 +57,7 @@ def trained(data, workdir, way, stop_after=None, monkeypatch=None):
     [("logits", 2), ("logits", 6), ("logits", 9), ("a learned projection", 9), ("all at once", 5)],
 )
 def test_stopped_training_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, way, stop_after):
-    monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
+    monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(data, tmp_path / "whole", way)
     with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         trained(data, tmp_path / "stopped", way, stop_after, patch)

@@ -15,10 +15,10 @@ from optimum_slim.techniques.distill.relations import DistillRelations
 from optimum_slim.techniques.sparsify.evolve import SparsifyEvolve
 from optimum_slim.techniques.sparsify.gradual import SparsifyGradual
 from optimum_slim.techniques.train import Train
-from optimum_slim.training.batches import LikeLengths
+from optimum_slim.training.batches import LikeLengths, TrainingData
 from optimum_slim.training.losses import attention_error, relative_error, soft_classes
 from optimum_slim.training.noise import swapped
-from optimum_slim.training.trainer import TrainingData, losses
+from optimum_slim.training.trainer import losses
 from tests.tiny import VOCABULARY, tiny, tiny_config, tiny_tokenizer, token_batches
 from tests.together import together
 

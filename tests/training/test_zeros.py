@@ -7,8 +7,8 @@ import torch
 
 from optimum_slim.model.sparsity import note_sparsity, sparse_weights
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import trainer
-from optimum_slim.training.trainer import TrainingData
+from optimum_slim.training import callbacks, trainer
+from optimum_slim.training.batches import TrainingData
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
 
 LISTED = ("encoder.layer.{}.attention.self.query.weight", "encoder.layer.{}.output.dense.weight")
@@ -65,16 +65,16 @@ def test_nothing_of_the_pass_is_left_to_keep_zeros(data, tmp_path):
 
 
 def test_zeros_stay_when_training_was_stopped_and_goes_on(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
+    monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(data, tmp_path / "whole")
 
-    class Stopping(trainer._Schedule):
+    class Stopping(callbacks.Schedule):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 4:
                 raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_Schedule", Stopping)
+        patch.setattr(trainer, "Schedule", Stopping)
         with pytest.raises(InterruptedError):
             trained(data, tmp_path / "stopped")
     resumed = trained(data, tmp_path / "stopped")

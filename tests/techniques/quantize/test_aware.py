@@ -20,7 +20,7 @@ from optimum_slim.techniques.quantize.aware import QuantizeAware
 from optimum_slim.techniques.sparsify.evolve import SparsifyEvolve
 from optimum_slim.techniques.sparsify.gradual import SparsifyGradual
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
-from optimum_slim.training import trainer
+from optimum_slim.training import callbacks, trainer
 from optimum_slim.training.fake_quantize import fake_quantize, fake_quantize_weight, grid_of_range
 from optimum_slim.training.trained import Step
 from tests.techniques.sparsify.passes import texts, trained
@@ -158,16 +158,16 @@ def test_zeros_stay_zero_on_the_grid_beside_distillation(way, data, tmp_path):
 
 
 def test_training_that_was_stopped_goes_on_to_the_same_grids(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
+    monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(QuantizeAware(delay=0.25), data, tmp_path / "whole")
 
-    class Stopping(trainer._Schedule):
+    class Stopping(callbacks.Schedule):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 5:
                 raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_Schedule", Stopping)
+        patch.setattr(trainer, "Schedule", Stopping)
         with pytest.raises(InterruptedError):
             trained(QuantizeAware(delay=0.25), data, tmp_path / "stopped")
     resumed = trained(QuantizeAware(delay=0.25), data, tmp_path / "stopped")

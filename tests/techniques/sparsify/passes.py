@@ -8,7 +8,7 @@ from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
 from optimum_slim.techniques.sparsify.masks import block_sums, matrix
 from optimum_slim.techniques.train import Train
-from optimum_slim.training.trainer import TrainingData
+from optimum_slim.training.batches import TrainingData
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
 
 STEPS = 12  # of a pass: two epochs of six

@@ -19,7 +19,7 @@ from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.sparsify.evolve import SparsifyEvolve
 from optimum_slim.techniques.sparsify.gradual import SparsifyGradual
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import trainer
+from optimum_slim.training import callbacks, trainer
 from tests.contracts import apply
 from tests.techniques.sparsify.passes import RATIOS, texts, trained, zero_blocks
 from tests.techniques.sparsify.reference import BLOCKS
@@ -49,16 +49,16 @@ def test_the_same_seed_gives_the_same_weights(technique, data, tmp_path):
 @pytest.mark.parametrize("technique", ALL)
 @pytest.mark.parametrize("stop_after", [2, 7])
 def test_stopped_training_goes_on_to_the_same_weights(technique, stop_after, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SAVED_EVERY", 0)
+    monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(technique, data, tmp_path / "whole", DistillLogits(), dropout=True)
 
-    class Stopping(trainer._Schedule):
+    class Stopping(callbacks.Schedule):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == stop_after:
                 raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_Schedule", Stopping)
+        patch.setattr(trainer, "Schedule", Stopping)
         with pytest.raises(InterruptedError):
             trained(technique, data, tmp_path / "stopped", DistillLogits(), dropout=True)
     resumed = trained(technique, data, tmp_path / "stopped", DistillLogits(), dropout=True)
