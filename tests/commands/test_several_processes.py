@@ -38,7 +38,7 @@ FSDP = [
 ]  # fmt: skip
 FAR = """
 from optimum.commands.optimum_cli import main
-from optimum_slim import flow
+from optimum_slim import company
 from optimum_slim.workspace import Visit
 
 class Far(Visit):
@@ -46,7 +46,7 @@ class Far(Visit):
     def __init__(self, place, sign):
         super().__init__(place, "another sign")
 
-flow.Visit = Far
+company.Visit = Far
 main()
 """
 

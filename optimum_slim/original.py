@@ -1,0 +1,113 @@
+"""The model as it was, and how the result compares with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from optimum_slim.deploy.baseline import optimum_int8
+from optimum_slim.deploy.benchmark import benchmark, resident_bytes, speedup
+from optimum_slim.deploy.export import export_folder, onnx_bytes
+from optimum_slim.deploy.lowering import uses_kernels
+from optimum_slim.deploy.verify import load_ort
+from optimum_slim.model.checkpoint import load_model
+from optimum_slim.planning import Plan
+from optimum_slim.report.report import Row, latency_row, parameters_of, zeros_of
+from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.task import Metrics
+from optimum_slim.workspace import Workspace
+
+Say = Callable[[str], None]
+
+
+class Original:
+    """The model as it was, in ONNX: what every figure is compared with."""
+
+    def __init__(self, plan: Plan, work: Workspace, say: Say):
+        self.plan, self.work, self.say = plan, work, say
+
+    @cached_property
+    def folder(self) -> Path:
+        """Its fp32 export."""
+        folder = self.work.kept("original")
+        if not (folder / "done").exists():
+            self.say("exporting the original model")
+            export_folder(load_model(self.plan.folder), type(self.plan.task), folder)
+            (folder / "done").touch()
+        return folder
+
+    @cached_property
+    def int8(self) -> Path:
+        """Optimum's own int8 of it."""
+        return optimum_int8(self.folder, self.work.scratch("original-int8"))
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """The texts to report on, with the original's answers to them."""
+        plan = self.plan
+        if plan.evaluation is None:
+            return None
+        self.say("evaluating the original model")
+        outcomes = plan.evaluation.outcomes(load_ort(self.folder, type(plan.task), plan.recipe.threads))
+        return replace(plan.evaluation, original=outcomes)
+
+    @cached_property
+    def validation(self) -> Evaluation | None:
+        """The texts that choices are made by, with the original's answers."""
+        plan = self.plan
+        if plan.validation is None:
+            return None
+        self.say("judging the original model on validation")
+        return replace(plan.validation, original=plan.validation.outcomes(load_ort(self.folder, type(plan.task))))
+
+    def quality(self, model: Any, batch_size: int = 1) -> Metrics:
+        """A model's figures, compared with the original's answers where the task does so; without a model the
+        original's own."""
+        if self.evaluation is None or self.evaluation.original is None:
+            return {}
+        if model is None:
+            return self.evaluation.metrics(self.evaluation.original)
+        return self.evaluation.quality(model, batch_size)
+
+
+def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:
+    """The rows of the original, of Optimum's int8 and of the result: size, quality, speed, memory."""
+    kind, target, threads = type(plan.task), plan.recipe.deploy.target, plan.recipe.threads
+    files = {"original": original.folder, "baseline_int8": original.int8, "final": folder}
+    timed = {name: path / "model.onnx" for name, path in files.items()}
+    if uses_kernels(timed["final"]):
+        timed["without_kernels"] = timed["final"]
+    times = benchmark(timed, target, plan.causal, without_kernels=("without_kernels",))
+    before = load_model(plan.folder)
+    rows: dict[str, Row] = {}
+    for name, path in files.items():
+        counted = model if name == "final" else before
+        judged = None if name == "original" else load_ort(path, kind, threads)
+        rows[name] = {
+            "parameters": parameters_of(counted),
+            "zeros": zeros_of(counted),
+            "file_bytes": onnx_bytes(path / "model.onnx"),
+            "quality": original.quality(judged),
+            **latency_row(times[name]),
+            "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
+        }
+    for row, *compared in zip(rows["final"]["latency"], *(times[name] for name in files), strict=True):
+        fp32, int8, ours = compared
+        row["speedup"] = {
+            "vs_fp32": speedup(fp32["rounds"], ours["rounds"]),
+            "vs_optimum_int8": speedup(int8["rounds"], ours["rounds"]),
+        }
+    rows["final"]["speedup"] = rows["final"]["latency"][0]["speedup"]
+    if "without_kernels" in times:
+        alone = {
+            "latency": latency_row(times["without_kernels"])["latency"],
+            "speedup": speedup(times["original"][0]["rounds"], times["without_kernels"][0]["rounds"]),
+            "rss_bytes": resident_bytes(timed["final"], target.batch[0], target.tokens[0], kernels=False),
+        }
+        rows["final"]["without_kernels"] = alone
+    return rows["original"], rows["baseline_int8"], rows["final"]
