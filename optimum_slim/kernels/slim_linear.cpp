@@ -24,8 +24,8 @@ constexpr double kMostMasked = 0.85;
 
 // Work is measured in cycles, roughly. Waking a thread takes some 20 microseconds: below this, one does it sooner.
 constexpr int64_t kCyclesWorthSplitting = 250000;
-constexpr int64_t kCyclesOfTask = 60000;
-constexpr int64_t kMostTasks = 16;
+constexpr int64_t kCyclesOfTask = 25000;
+constexpr int64_t kMostTasks = 64;
 
 int64_t tasks_for(int64_t cycles) {
   if (cycles < kCyclesWorthSplitting) return 1;

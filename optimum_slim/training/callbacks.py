@@ -21,15 +21,17 @@ from optimum_slim.training.sharding import put_zeros
 from optimum_slim.training.trained import Step, Trained
 
 STATE_FILE = "trained_{index}.safetensors"
+LOSSES_FILE = "losses.safetensors"
 WHOLE = "whole"  # an empty file in a checkpoint that lacks nothing
 SAVED_EVERY = 120  # seconds: no more training than that is lost when a run is killed
 
 
 class Schedule(TrainerCallback):
-    """Calls the trained techniques before and after each step, and keeps their state with the Trainer's checkpoints."""
+    """Calls the trained techniques before and after each step, and keeps their state, and the loss of each step so far,
+    with the Trainer's checkpoints."""
 
-    def __init__(self, trained: Sequence[Trained]):
-        self.trained = trained
+    def __init__(self, trained: Sequence[Trained], losses: Sequence[float]):
+        self.trained, self.losses = trained, losses
 
     def on_pre_optimizer_step(
         self,
@@ -56,6 +58,7 @@ class Schedule(TrainerCallback):
             if tensors and state.is_world_process_zero:
                 save_file(tensors, folder / STATE_FILE.format(index=index))
         if state.is_world_process_zero:
+            save_file({"losses": torch.tensor(self.losses)}, folder / LOSSES_FILE)
             (folder / WHOLE).touch()
             for old in folder.parent.glob("checkpoint-*"):
                 if old != folder:

@@ -13,14 +13,14 @@ from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from optimum_slim import processes
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.tasks.task import IGNORED
 from optimum_slim.training.batches import LikeLengths, TrainingData
 from optimum_slim.training.cache import Answers
-from optimum_slim.training.callbacks import STATE_FILE, WHOLE, Beside, Progress, Saving, Schedule, Zeros
+from optimum_slim.training.callbacks import LOSSES_FILE, STATE_FILE, WHOLE, Beside, Progress, Saving, Schedule, Zeros
 from optimum_slim.training.noise import swapped
 from optimum_slim.training.sharding import shard_on_cpus, spread
 from optimum_slim.training.teacher import Teacher
@@ -48,12 +48,13 @@ class SlimTrainer(Trainer):
         special: Collection[int],
         answers: Answers | None = None,
     ):
+        self.losses: list[float] = []  # of each step so far
         super().__init__(
             model,
             args,
             data_collator=data.collate,
             train_dataset=data.examples,
-            callbacks=[Schedule(trained), Saving(), Progress()],
+            callbacks=[Schedule(trained, self.losses), Saving(), Progress()],
         )
         self.add_callback(Zeros(model, trained))  # after the schedule, and after the model has moved to its device
         self.add_callback(Beside(lambda: self.beside, self.accelerator))
@@ -96,8 +97,7 @@ class SlimTrainer(Trainer):
 
     def training_step(self, *given: Any) -> Tensor:
         loss = super().training_step(*given)
-        row = {"step": self.state.global_step + 1, "loss": processes.mean(loss).item()}
-        self.state.log_history.append(row)  # which the Trainer's checkpoints keep
+        self.losses.append(processes.mean(loss).item())
         return loss
 
     def compute_loss(
@@ -173,6 +173,7 @@ def train_pass(trainer: SlimTrainer, model: PreTrainedModel, folder: Path) -> No
                 stack.callback(one.end, model)
                 if last and (file := Path(last) / STATE_FILE.format(index=index)).exists():
                     one.load_state(load_file(file))
+            trainer.losses += losses(folder)
             trainer.train(resume_from_checkpoint=last)
     finally:
         # Mixed precision wraps `forward`; the wrapper goes with the pass.
@@ -190,8 +191,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def losses(folder: Path) -> list[float]:
     """The loss of each step so far, by a pass's folder."""
     last = last_checkpoint(folder)
-    history = TrainerState.load_from_json(str(last / "trainer_state.json")).log_history if last else []
-    return [row["loss"] for row in history if "loss" in row]
+    return load_file(last / LOSSES_FILE)["losses"].tolist() if last else []
 
 
 @contextmanager
