@@ -139,6 +139,11 @@ def token_batches(sizes: Sequence[tuple[int, int]] = ((3, 12), (2, 20)), padding
     return batches
 
 
+def options_of(precision: str) -> dict[str, Any]:
+    """What a precision cannot be made without."""
+    return {"texts": token_batches()} if precision == "int8-static" else {}
+
+
 @torch.no_grad()
 def answers(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """The logits, or the last hidden states, of a torch model or an ORTModel; zeros at padding."""

@@ -14,7 +14,7 @@ from optimum_slim.deploy.lowering import SMALLEST
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.tasks import task_named
-from tests.tiny import DECODERS, answers, mostly_slow, tiny, token_batches
+from tests.tiny import DECODERS, answers, mostly_slow, options_of, tiny, token_batches
 
 INT8 = ("int8-dynamic", "int8-static", "int8-rows", "int8-weights")
 WHOLE = ("int8-dynamic", "int8-weights")  # also linears of fewer than `SMALLEST` weights
@@ -31,8 +31,7 @@ def deployed(request, tmp_path_factory):
     for name, make in PRECISIONS.items():
         (folder / name).mkdir()
         model.config.save_pretrained(folder / name)
-        options = {"texts": token_batches()} if name == "int8-static" else {}
-        make(prepared(folder / "model.onnx"), folder / name / "model.onnx", **options)
+        make(prepared(folder / "model.onnx"), folder / name / "model.onnx", **options_of(name))
     return model, {name: folder / name for name in PRECISIONS}
 
 
@@ -134,7 +133,8 @@ def left_high(model):
 def test_weights_that_are_left_high_stay_floats_and_others_do_not(deployed, tmp_path, precision):
     model, folders = deployed
     high = left_high(model)
-    PRECISIONS[precision](prepared(folders[precision].parent / "model.onnx"), tmp_path / "model.onnx", high=high)
+    graph, options = prepared(folders[precision].parent / "model.onnx"), options_of(precision)
+    PRECISIONS[precision](graph, tmp_path / "model.onnx", high=high, **options)
     model.config.save_pretrained(tmp_path)
     graph = onnx.load(tmp_path / "model.onnx")
     stored = {t.name: t for t in graph.graph.initializer}
@@ -161,7 +161,8 @@ def test_weights_that_are_left_high_stay_floats_and_others_do_not(deployed, tmp_
 def test_with_every_weight_left_high_the_answers_are_those_of_floats(deployed, tmp_path, precision):
     model, folders = deployed
     high = [name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.ndim == 2]
-    PRECISIONS[precision](prepared(folders[precision].parent / "model.onnx"), tmp_path / "model.onnx", high=high)
+    graph, options = prepared(folders[precision].parent / "model.onnx"), options_of(precision)
+    PRECISIONS[precision](graph, tmp_path / "model.onnx", high=high, **options)
     model.config.save_pretrained(tmp_path)
     (batch,) = token_batches(((3, 16),))
     ort = load_ort(tmp_path, task_named("auto", model.config))

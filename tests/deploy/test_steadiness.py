@@ -18,7 +18,7 @@ from optimum_slim.deploy.saturation import overflowing_pairs, products_in, satur
 from optimum_slim.deploy.steadiness import checked
 from optimum_slim.kernels.library import library_path
 from optimum_slim.tasks import task_named
-from tests.tiny import mostly_slow, tiny, tiny_tokenizer
+from tests.tiny import mostly_slow, options_of, tiny, tiny_tokenizer
 
 
 @pytest.fixture(params=mostly_slow("bert", "gpt2"), scope="module")
@@ -28,7 +28,7 @@ def found(request, tmp_path_factory):
     kind = task_named("auto", model.config)
     source = export_folder(model, kind, root / "source")
     tiny_tokenizer(request.param).save_pretrained(source)
-    made = make_precisions(source, root, {name: {} for name in PRECISIONS})
+    made = make_precisions(source, root, {name: options_of(name) for name in PRECISIONS})
     return {name: checked(path, kind) for name, path in made.items()}
 
 
