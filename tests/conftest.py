@@ -11,7 +11,12 @@ os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(1)  # on a busy machine a second thread makes each tiny linear wait 16 ms for it
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine a second thread makes each tiny linear wait 16 ms for it, and a process that is forked beside
+    several threads of torch may wait for them for good. A run sets as many as its recipe says."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
