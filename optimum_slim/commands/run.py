@@ -87,8 +87,11 @@ def started(count: int, threads: int) -> int:
 def ended(codes: Mapping[int, int]) -> tuple[int, str]:
     """The exit code of a run whose processes ended with these, by their number, and what is still to be told of it.
 
-    Below zero stands a signal. The launcher ends with SIGTERM what is left when one has ended.
+    Below zero stands a signal. When one has ended, the launcher ends the others with SIGTERM, and those that do not heed
+    it with SIGKILL.
     """
+    if max(codes.values(), default=0) > 1:  # a mistake that was told; a process that lost another ends with 1
+        return max(codes.values()), ""
     killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
     if not killed and not any(code > 0 for code in codes.values()):
         killed = {rank: -code for rank, code in codes.items() if code}

@@ -214,6 +214,7 @@ def test_a_folder_may_have_any_name(name):
         ({0: 2}, 2, ""),
         ({0: 2, 1: -15}, 2, ""),
         ({0: -15, 1: 2}, 2, ""),
+        ({0: 2, 1: -9}, 2, ""),
         ({0: 1, 1: -9}, 1, "process 1 was ended by SIGKILL"),
         ({0: -9, 1: 1}, 1, "process 0 was ended by SIGKILL"),
         ({0: -15, 1: -9}, 1, "process 1 was ended by SIGKILL"),
