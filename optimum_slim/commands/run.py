@@ -87,8 +87,8 @@ def started(count: int, threads: int) -> int:
 def ended(codes: Mapping[int, int]) -> tuple[int, str]:
     """The exit code of a run whose processes ended with these, by their number, and what is still to be told of it.
 
-    Below zero stands a signal. When one has ended, the launcher ends the others with SIGTERM, and those that do not heed
-    it with SIGKILL.
+    Below zero stands a signal. When one has ended, the launcher ends the others with SIGTERM, and with SIGKILL those
+    that do not heed it.
     """
     if max(codes.values(), default=0) > 1:  # a mistake that was told; a process that lost another ends with 1
         return max(codes.values()), ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -198,6 +199,8 @@ class Train(Technique):
         self.note(model)
 
     def _arguments(self, model: PreTrainedModel, seed: int, workdir: Path) -> TrainingArguments:
+        # TrainingArguments read it, and leave it as it was for an earlier pass.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if self.precision == "fp32" else self.precision
         arguments = TrainingArguments(
             output_dir=str(workdir),
             num_train_epochs=self.epochs,

@@ -93,6 +93,19 @@ def of_encoders(found: dict[str, Any]) -> str:
     return markdown(head, [[name, *(cell(name, point) for point in points)] for name in names])
 
 
+def of_quantization(found: dict[str, Any]) -> str:
+    """One row per case: accuracy, and how much higher it is with quantize.aware, over the same texts."""
+    cases = list(dict.fromkeys(row["case"] for row in found["rows"]))
+    paired = {row["case"]: row for row in found["paired"]}
+    body = []
+    for case in cases:
+        rates = [row["correct"].count("1") / len(row["correct"]) for row in found["rows"] if row["case"] == case]
+        more = [100 * paired[case][key] for key in ("mean", "low", "high")] if case in paired else []
+        told = "{:+.1f} ({:+.1f} to {:+.1f})".format(*more) if more else ""
+        body.append([case, f"{statistics.mean(rates):.4f}", " / ".join(f"{rate:.4f}" for rate in rates), told])
+    return markdown(["linears", "accuracy", "by seed", "points more with `static aware` (95 %)"], body)
+
+
 def of_frontier(rows: dict[str, Any]) -> str:
     """One row per recipe: points of accuracy lost, and the speed on each kind of CPU, one thread."""
     cpus = list(dict.fromkeys(cpu for row in rows.values() for cpu in row.get("latency", {})))
@@ -162,6 +175,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "operators": of_operators,
     "kernels": of_kernels,
     "encoders": of_encoders,
+    "quantization": of_quantization,
     "frontier": of_frontier,
     "evolve": of_evolve,
     "sparsity": of_sparsity,
