@@ -22,4 +22,7 @@ def together(work: Callable[..., Any], *arguments: Any, count: int = 2) -> list[
 
 def _worked(work: Callable[..., Any], arguments: tuple[Any, ...], folder: Path) -> None:
     processes.join(cpu=True)
+    # Threads of the process that was forked are not here, and would be waited for; accelerate asks for more of them.
+    torch.set_num_threads(1)
+    torch.set_num_threads = lambda count: None
     torch.save(work(*arguments), folder / f"{processes.index()}.pt")
