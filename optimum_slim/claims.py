@@ -136,9 +136,7 @@ def _output_claims(folder: Path, report: Report, task: type[Task], slim: PreTrai
     found = difference(slim, load_ort(folder, task))["cosine"]
     holds = claimed is not None and found >= claimed - COSINE
     yield Claim("cosine of ONNX Runtime to torch", claimed, found, holds)
-    promised = {
-        key: report.verify[key] for key in ("batch", "padding", "threads", "saturating") if key in report.verify
-    }
+    promised = {key: report.verify[key] for key in PROMISES if key in report.verify}
     now = checked(folder, task) if promised else {}
     for key, value in promised.items():
         most = value if key == "saturating" else value + STEADY

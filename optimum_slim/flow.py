@@ -78,7 +78,7 @@ def slim(
             if trained := losses(work.folder / training_folder(step, plan)):
                 report.steps[-1]["losses"] = trained
             work.checkpoint(model, plan.tokenizer, report)
-        folder = _deploy(model.cpu(), plan, work, original, report, say)
+        folder = _deploy(model.cpu(), supplies, work, original, report, say)
         work.finish(folder)
         processes.told({"done": asdict(report)})
     return report
@@ -109,8 +109,11 @@ def _settings(step: PlannedStep, plan: Plan) -> dict[str, Any]:
     return _told(plan.recipe)["steps"][plan.steps.index(step)]
 
 
-def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Original, report: Report, say: Say) -> Path:
+def _deploy(
+    model: PreTrainedModel, supplies: Supplies, work: Workspace, original: Original, report: Report, say: Say
+) -> Path:
     """Exports, chooses the precision, proves and measures; returns the finished folder."""
+    plan = supplies.plan
     task, recipe = plan.task, plan.recipe
     validation = original.validation if recipe.budget is not None else plan.validation
     denser = _made_denser(model, plan, work, validation)
@@ -118,7 +121,7 @@ def _deploy(model: PreTrainedModel, plan: Plan, work: Workspace, original: Origi
     fp32 = export_folder(model, type(task), work.scratch("fp32"))
     say(f"making {recipe.deploy.precision}")
     candidates = work.kept("precision")
-    texts = (lambda: Supplies(plan, work).calibration_data) if plan.trains else None
+    texts = (lambda: supplies.calibration_data) if plan.trains else None
     before = original.folder if recipe.budget is not None else None
     chosen = choose_precision(
         model, fp32, candidates, recipe.deploy, validation, plan.causal, texts, recipe.budget, before

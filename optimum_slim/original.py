@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,21 +48,12 @@ class Original:
     @cached_property
     def evaluation(self) -> Evaluation | None:
         """The texts to report on, with the original's answers to them."""
-        plan = self.plan
-        if plan.evaluation is None:
-            return None
-        self.say("evaluating the original model")
-        outcomes = plan.evaluation.outcomes(load_ort(self.folder, type(plan.task), plan.recipe.threads))
-        return replace(plan.evaluation, original=outcomes)
+        return self._answering(self.plan.evaluation, "evaluating the original model", self.plan.recipe.threads)
 
     @cached_property
     def validation(self) -> Evaluation | None:
         """The texts that choices are made by, with the original's answers."""
-        plan = self.plan
-        if plan.validation is None:
-            return None
-        self.say("judging the original model on validation")
-        return replace(plan.validation, original=plan.validation.outcomes(load_ort(self.folder, type(plan.task))))
+        return self._answering(self.plan.validation, "judging the original model on validation")
 
     def quality(self, model: Any, batch_size: int = 1) -> Metrics:
         """A model's figures, compared with the original's answers where the task does so; without a model the
@@ -73,6 +63,12 @@ class Original:
         if model is None:
             return self.evaluation.metrics(self.evaluation.original)
         return self.evaluation.quality(model, batch_size)
+
+    def _answering(self, texts: Evaluation | None, doing: str, threads: int = 0) -> Evaluation | None:
+        if texts is None:
+            return None
+        self.say(doing)
+        return texts.against(load_ort(self.folder, type(self.plan.task), threads))
 
 
 def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:

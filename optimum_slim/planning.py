@@ -244,14 +244,13 @@ def _missing_texts(recipe: Recipe, texts: Texts | None) -> list[str]:
         (f"steps.{index}.{name_of(technique)}", any(name in NEEDS_TEXTS for name in technique.asks()))
         for index, technique in enumerate(recipe.steps)
     ]
-    decided = (recipe.deploy.decided or {}).get("precision")
-    fixed = decided if recipe.deploy.precision == "auto" else recipe.deploy.precision
-    for where, wanted in [*wanting, ("deploy.precision: int8-static", fixed == "int8-static")]:
+    settled = recipe.deploy.settled
+    for where, wanted in [*wanting, ("deploy.precision: int8-static", settled == "int8-static")]:
         if wanted and recipe.data.source is None:
             mistakes.append(f"{where} needs texts: give `data:` a source, or pass --data")
         elif wanted and texts is not None and texts.train is None:
             mistakes.append(f"{where} needs a train split; {recipe.data.source} has only texts to evaluate on")
-    if (fixed or "auto") == "auto" and recipe.data.source is None:
+    if settled == "auto" and recipe.data.source is None:
         mistakes.append("deploy.precision: auto needs texts to judge by: give `data:` a source, or name a precision")
     if recipe.budget is not None and recipe.budget.quality_drop is not None and recipe.data.source is None:
         mistakes.append("budget.quality_drop needs texts to judge by: give `data:` a source, or pass --data")

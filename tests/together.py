@@ -1,7 +1,10 @@
-"""Several processes in one test: forked from it, so that they start at once."""
+"""Several processes in one test: forked from it, so that they start at once, or started anew by torchrun."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,15 @@ def together(work: Callable[..., Any], *arguments: Any, count: int = 2) -> list[
     with tempfile.TemporaryDirectory() as folder:
         debug_launcher(_worked, (work, arguments, Path(folder)), num_processes=count)
         return [torch.load(Path(folder) / f"{index}.pt", weights_only=False) for index in range(count)]
+
+
+def apart(script: str, folder: Path) -> list[dict[str, torch.Tensor]]:
+    """What a script saves in each of two processes of its own, as `<rank>.pt` beside itself."""
+    (folder / "train.py").write_text(script)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    places = {"PYTHONPATH": str(Path(__file__).parents[1]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*launch, folder / "train.py"], check=True, env=os.environ | places, timeout=300)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 def _worked(work: Callable[..., Any], arguments: tuple[Any, ...], folder: Path) -> None:

@@ -40,6 +40,11 @@ class Target:
             if not values or any(value < 1 for value in values):
                 yield f"{name} must list numbers from 1 up, not {values}"
 
+    @property
+    def first(self) -> Target:
+        """The load that decides."""
+        return Target(self.tokens[:1], self.batch[:1], self.threads[:1])
+
     def points(self) -> Iterator[tuple[int, int, int]]:
         """(batch, tokens, threads), the deciding one first."""
         for threads in self.threads:

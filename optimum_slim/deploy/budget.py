@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from optimum_slim.deploy.benchmark import Target, benchmark, speedup
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
 from optimum_slim.tasks.evaluate import Evaluation, Outcomes
-from optimum_slim.tasks.task import loss_of_quality
 
 FURTHER = "the same command with --set goes on from here"
 
@@ -56,8 +55,7 @@ class Judge:
         Args:
             validation: with the original's answers. slim: the folder.
         """
-        answers = validation.outcomes(load_ort(slim, type(validation.task)))
-        return cls(replace(validation, original=answers), validation)
+        return cls(validation.against(load_ort(slim, type(validation.task))), validation)
 
     def losses(self, folder: Path) -> Losses:
         """Of the file in a folder."""
@@ -66,14 +64,10 @@ class Judge:
     @property
     def losses_in_fp32(self) -> Losses:
         """Of the slim model's own fp32 file: what no precision can mend."""
-        return self.losses_of(_known(self.slim))
+        return self.losses_of(self.slim.original or {})
 
     def losses_of(self, outcomes: Outcomes) -> Losses:
-        lost = [
-            loss_of_quality(one.task, one.metrics(_known(one)), one.metrics(outcomes))
-            for one in (self.slim, self.original)
-        ]
-        return Losses(*lost)
+        return Losses(self.slim.loss(outcomes), self.original.loss(outcomes))
 
 
 @dataclass(frozen=True)
@@ -92,9 +86,8 @@ class Tried:
 
 def measured_speedup(original: Path, folder: Path, target: Target, causal: bool) -> float:
     """How many times faster a folder's file is than the original's at the first target: of decoders for a token."""
-    first = Target(target.tokens[:1], target.batch[:1], target.threads[:1])
     files = {name: path / "model.onnx" for name, path in (("original", original), ("file", folder))}
-    times = benchmark(files, first, causal)
+    times = benchmark(files, target.first, causal)
     return speedup(times["original"][-1]["rounds"], times["file"][-1]["rounds"])["median"]
 
 
@@ -173,11 +166,6 @@ def held(
     }
 
 
-def _known(evaluation: Evaluation) -> Outcomes:
-    """The answers that it compares with."""
-    return evaluation.original or {}
-
-
 def _drop(tried: Tried) -> float:
     return tried.losses.drop if tried.losses else 0.0
 
@@ -186,5 +174,5 @@ def _lost(tried: Tried) -> str:
     return f"a drop of {tried.losses.drop:.4f}" if tried.losses else "quality that was not judged"
 
 
-def _allowed(budget: Budget, words: str = " at") -> str:
-    return "" if budget.quality_drop is None else f"{words} a drop of at most {budget.quality_drop:g}"
+def _allowed(budget: Budget) -> str:
+    return "" if budget.quality_drop is None else f" at a drop of at most {budget.quality_drop:g}"

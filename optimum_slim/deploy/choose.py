@@ -18,11 +18,10 @@ from optimum_slim.deploy.integers import OnGrid, weights_on_grids
 from optimum_slim.deploy.measure import fastest_patterns
 from optimum_slim.deploy.precision import PRECISIONS, make_precisions
 from optimum_slim.deploy.verify import load_ort
-from optimum_slim.deploy.within import WORTH_A_LIBRARY, Search, within
+from optimum_slim.deploy.within import Search, handicap, within
 from optimum_slim.errors import QualityError
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.evaluate import Evaluation
-from optimum_slim.tasks.task import Metrics, loss_of_quality
 
 Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights"]
 
@@ -38,6 +37,12 @@ class Deploy:
     sparse: Literal["auto", "never", "always"] = "auto"  # int8-rows: zeros are left out where that is measured faster
     max_quality_loss: float | None = 0.02  # what precision may cost on validation; null accepts any
     decided: dict[str, Any] | None = None  # written by a run: what was measured and chosen; a re-run obeys it
+
+    @property
+    def settled(self) -> str:
+        """The precision that the recipe names, or that an earlier run decided on; auto where none is chosen yet."""
+        decided = (self.decided or {}).get("precision") or "auto"
+        return decided if self.precision == "auto" else self.precision
 
     def mistakes(self) -> Iterator[str]:
         if self.max_quality_loss is not None and self.max_quality_loss < 0:
@@ -95,8 +100,8 @@ def choose_precision(
             held.
         ModelError: a weight is no longer on its grid.
     """
+    fixed = deploy.settled
     decided = (deploy.decided or {}).get("precision", "auto")
-    fixed = decided if deploy.precision == "auto" else deploy.precision
     grids = weights_on_grids(model)
     names = tried_by_auto(grids, texts is not None) if fixed == "auto" else [fixed]
     patterns = choose_patterns(model, deploy, causal) if "int8-rows" in names else {}
@@ -134,13 +139,11 @@ def choose_precision(
         )
     if len(good) == 1:
         return chosen(good[0])
-    first = Target(deploy.target.tokens[:1], deploy.target.batch[:1], deploy.target.threads[:1])
-    times = benchmark({name: folders[name] / "model.onnx" for name in good}, first, causal)
+    times = benchmark({name: folders[name] / "model.onnx" for name in good}, deploy.target.first, causal)
 
     def slowness(name: str) -> tuple[float, int]:
         # A decoder spends its time on single tokens; of equally fast files the smaller wins.
-        handicap = WORTH_A_LIBRARY if name == "int8-rows" else 1.0
-        return times[name][-1]["p50"] * handicap, onnx_bytes(folders[name] / "model.onnx")
+        return times[name][-1]["p50"] * handicap(name), onnx_bytes(folders[name] / "model.onnx")
 
     return chosen(min(good, key=slowness))
 
@@ -177,12 +180,6 @@ def quality_losses(source: Path, folders: dict[str, Path], validation: Evaluatio
     """What each candidate loses against the slim model's own fp32 file."""
     if validation is None:
         return dict.fromkeys(folders, 0.0)
-    task = validation.task
-    outcomes = validation.outcomes(load_ort(source, type(task)))
-    own = Evaluation(task, validation.sets, outcomes)
-    before = own.metrics(outcomes)
-
-    def quality(folder: Path) -> Metrics:
-        return own.quality(load_ort(folder, type(task)))
-
-    return {name: loss_of_quality(task, before, quality(folder)) for name, folder in folders.items()}
+    kind = type(validation.task)
+    own = validation.against(load_ort(source, kind))
+    return {name: own.loss(own.outcomes(load_ort(folder, kind))) for name, folder in folders.items()}

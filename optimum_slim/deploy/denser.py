@@ -14,7 +14,6 @@ from optimum_slim.deploy.sensitivity import Probe, fewest, in_order, units_of
 from optimum_slim.model.sparsity import forget_sparsity, sparsity_in
 from optimum_slim.progress import progress
 from optimum_slim.tasks.evaluate import Evaluation
-from optimum_slim.tasks.task import loss_of_quality
 
 
 def choose_denser(
@@ -35,11 +34,10 @@ def choose_denser(
     """
     names = [name for name in sparsity_in(model.config) if name in dense]
     sparse, dense = {name: model.get_parameter(name).data for name in names}, {name: dense[name] for name in names}
-    before = validation.metrics(validation.original or {})
 
     def holds_with(chosen: Iterable[str]) -> bool:
         _put(model, {**sparse, **{name: dense[name] for name in chosen}})
-        return loss_of_quality(validation.task, before, validation.quality(model, batch_size)) <= limit
+        return validation.loss(validation.outcomes(model, batch_size)) <= limit
 
     try:
         if not names or holds_with(()) or not holds_with(names):

@@ -10,7 +10,7 @@ import onnx
 from transformers import PreTrainedModel
 
 from optimum_slim.deploy.graph import quantized_rows, stored_array
-from optimum_slim.deploy.linears import linears_in
+from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.names import told_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.packing import MIDDLE, turned
@@ -33,6 +33,12 @@ def weights_on_grids(model: PreTrainedModel) -> dict[str, OnGrid]:
     """
     grids = grids_of(model)
     return {name: OnGrid(grid, grid.integers(name, model.get_parameter(name)).numpy()) for name, grid in grids.items()}
+
+
+def rows_of(graph: onnx.ModelProto, linear: Linear) -> np.ndarray:
+    """The stored weight of a linear, [outputs, inputs]."""
+    weight = stored_array(graph, linear.weight)
+    return np.ascontiguousarray(weight.T if linear.transposed else weight)
 
 
 def weight_integers(name: str, weight: np.ndarray, known: OnGrid | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -102,8 +108,7 @@ def blocks_on_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], block: 
         known = told_of(linear.nodes[0], grids)
         if known is None:
             continue
-        weight = stored_array(graph, linear.weight)
-        rows = np.ascontiguousarray(weight.T if linear.transposed else weight)
+        rows = rows_of(graph, linear)
         integers, scale = signed_integers(linear.name, rows, known)
         filled = np.pad(integers, ((0, 0), (0, -rows.shape[1] % block)))
         found[f"{linear.weight}_Q8"] = turned(filled).reshape(len(rows), -1, block)

@@ -22,7 +22,7 @@ from optimum_slim.deploy.graph import (
     stored_array,
     tied_heads,
 )
-from optimum_slim.deploy.integers import OnGrid, signed_integers
+from optimum_slim.deploy.integers import OnGrid, rows_of, signed_integers
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.names import nodes_of, told_of, weight_of
 from optimum_slim.errors import ModelError
@@ -61,8 +61,7 @@ def lower(
     left = {name for node in nodes_of(graph, high) for name in node.input[:2]}
     used, made, over_edge = set(), list[str](), False
     for linear in list(linears_in(graph)):
-        weight = stored_array(graph, linear.weight)
-        weight = np.ascontiguousarray(weight.T if linear.transposed else weight)
+        weight = rows_of(graph, linear)
         if weight.size < SMALLEST or weight_of(linear.nodes[0], high) is not None:
             continue
         pattern = told_of(linear.nodes[0], patterns) or "dense"

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from optimum_slim.deploy.lowering import SMALLEST
 from optimum_slim.deploy.parts import linears_of
-from optimum_slim.deploy.verify import load_ort
+from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.progress import progress
 from optimum_slim.tasks.evaluate import Evaluation
@@ -163,13 +163,10 @@ class Probe:
         return divergence([outputs(model, self.task, one) for one in self.examples], self.reference, kind_of(self.task))
 
 
-@torch.no_grad()
 def outputs(model: Any, task: Task, example: Example) -> Tensor:
     """Logits or last hidden states of one text, without the dimension of batches: float32."""
     batch = {name: value for name, value in task.collate([example]).items() if name != "labels"}
-    extra = {"use_cache": False} if task.name == "text-generation" else {}
-    found = model(**batch, **extra)
-    return (found.logits if "logits" in found else found.last_hidden_state)[0].float()
+    return first_output(model, batch)[0]
 
 
 def measured(

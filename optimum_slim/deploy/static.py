@@ -18,7 +18,7 @@ from optimum_slim.deploy.graph import (
     replace_node,
     stored_array,
 )
-from optimum_slim.deploy.integers import OnGrid, weight_integers
+from optimum_slim.deploy.integers import OnGrid, rows_of, weight_integers
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.lowering import SMALLEST
 from optimum_slim.deploy.names import told_of
@@ -90,9 +90,7 @@ def _stored_integers(graph: onnx.ModelProto, linear: Linear, known: OnGrid | Non
     those that `quantize_dynamic` gives, by which an embedding of the same weight finds them."""
     names = [f"{linear.weight}_{part}" for part in ("quantized", "scale", "zero_point")]
     if initializer(graph, names[0]) is None:  # two linears may read one weight
-        weight = stored_array(graph, linear.weight)
-        rows = np.ascontiguousarray(weight.T if linear.transposed else weight)
-        integers, scale, zero_point = weight_integers(linear.name, rows, known)
+        integers, scale, zero_point = weight_integers(linear.name, rows_of(graph, linear), known)
         for name, value in zip(names, (np.ascontiguousarray(integers.T), scale, zero_point), strict=True):
             add_initializer(graph, name, value)
     return names

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from optimum_slim.data.texts import Data
 from optimum_slim.deploy.saturation import products_in
-from optimum_slim.deploy.verify import load_ort
+from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.model.checkpoint import load_config, load_tokenizer
 from optimum_slim.tasks.task import Example, Task
 
@@ -50,14 +49,14 @@ def steadiness(folder: Path, kind: type[Task]) -> dict[str, float]:
     texts = random_texts(task, "token_type_ids" in one.input_names)
     batches = [task.collate([text]) for text in texts]
     together = task.collate(texts)
-    alone = [answers(one, task, batch)[0] for batch in batches]
-    found = {"batch": answers(one, task, together), "threads": [answers(two, task, batch)[0] for batch in batches]}
+    alone = [answers(one, batch)[0] for batch in batches]
+    found = {"batch": answers(one, together), "threads": [answers(two, batch)[0] for batch in batches]}
     rows = [{name: value[at : at + 1] for name, value in together.items()} for at in range(len(texts))]
-    found["padding"] = [answers(one, task, row)[0] for row in rows]
+    found["padding"] = [answers(one, row)[0] for row in rows]
     largest = max(float(np.abs(answer).max()) for answer in alone)
     differences = {name: _largest_difference(alone, other) / largest for name, other in found.items()}
     if task.name == "text-generation":
-        moved = [answers(one, task, _padded_as_for_generation(row, one))[0] for row in rows]
+        moved = [answers(one, _padded_as_for_generation(row, one))[0] for row in rows]
         differences["padding"] = max(differences["padding"], _largest_difference(alone, moved) / largest)
     return {name: differences[name] for name in ("batch", "padding", "threads")}
 
@@ -73,12 +72,9 @@ def random_texts(task: Task, with_types: bool) -> list[Example]:
     return texts
 
 
-@torch.no_grad()
-def answers(model: Any, task: Task, batch: dict[str, Tensor]) -> list[np.ndarray]:
+def answers(model: Any, batch: dict[str, Tensor]) -> list[np.ndarray]:
     """For each text of a batch its outputs, float32; of outputs for each token those of its own tokens."""
-    extra = {"use_cache": False} if task.name == "text-generation" else {}
-    outputs = model(**batch, **extra)
-    found = (outputs.logits if "logits" in outputs else outputs.last_hidden_state).float()
+    found = first_output(model, batch)
     real = batch["attention_mask"].bool()
     return [(row[mask] if found.ndim == 3 else row).numpy() for row, mask in zip(found, real, strict=True)]
 

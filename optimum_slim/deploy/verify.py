@@ -54,7 +54,7 @@ def difference(model: Any, other: Any, sizes: tuple[tuple[int, int], ...] = SIZE
         tokens = min(tokens, positions - 2)  # RoBERTa's first position is its third
         inputs = _random_inputs(model.config, batch, tokens)
         real = inputs["attention_mask"].bool().numpy()
-        a, b = (_first_output(one, inputs) for one in (model, other))
+        a, b = (first_output(one, inputs).numpy() for one in (model, other))
         if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
             return {"largest": math.nan, "cosine": math.nan}
         if a.ndim == 3:  # outputs at padding mean nothing
@@ -97,12 +97,13 @@ def verify(model: PreTrainedModel, fp32: Path, folder: Path, task: type[Task]) -
 
 
 @torch.no_grad()
-def _first_output(model: Any, inputs: Mapping[str, Tensor]) -> np.ndarray:
+def first_output(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits or last hidden states that a model, torch or ORT, gives on a batch: float32 [batch, ..], on the CPU."""
     wanted = {name: value for name, value in inputs.items() if name != "token_type_ids" or _reads_types(model)}
     extra = {"use_cache": False} if getattr(model, "can_generate", lambda: False)() else {}
     outputs = model(**wanted, **extra)
     found = outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
-    return found.float().cpu().numpy()
+    return found.float().cpu()
 
 
 def _reads_types(model: Any) -> bool:

@@ -84,6 +84,11 @@ class Search:
         return [*tried.values(), *last]
 
 
+def handicap(precision: str) -> float:
+    """How many times faster than others a precision must be to be taken before them."""
+    return WORTH_A_LIBRARY if precision == "int8-rows" else 1.0
+
+
 def within(search: Search, folders: Mapping[str, Path], high: Mapping[str, float], obeyed: bool) -> Tried:
     """The fastest file that holds the budget.
 
@@ -101,8 +106,7 @@ def within(search: Search, folders: Mapping[str, Path], high: Mapping[str, float
         return measured_speedup(search.original, folder, search.target, search.causal)
 
     def speed(tried: Tried) -> tuple[float, int]:
-        handicap = WORTH_A_LIBRARY if tried.precision == "int8-rows" else 1.0
-        return speedup_of(tried.folder) / handicap, -onnx_bytes(tried.folder / "model.onnx")
+        return speedup_of(tried.folder) / handicap(tried.precision), -onnx_bytes(tried.folder / "model.onnx")
 
     everything = [search.tried(name, high, folder) for name, folder in folders.items()]
     good = [one for one in everything if search.holds(one.losses)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from optimum_slim.errors import DataError
 from optimum_slim.progress import progress
-from optimum_slim.tasks.task import Example, Metrics, Task
+from optimum_slim.tasks.task import Example, Metrics, Task, loss_of_quality
 
 Outcomes = Mapping[str, list[Any]]  # by set
 
@@ -40,6 +40,14 @@ class Evaluation:
         """Runs `model` over all sets. One text at a time is how a server meets them, and it matters: a dynamic
         activation scale is shared by everything in a batch, padding included."""
         return {name: run(self.task, model, examples, batch_size, name) for name, examples in self.sets.items()}
+
+    def against(self, model: Any) -> Evaluation:
+        """The same texts, compared with what `model` makes of them one by one."""
+        return replace(self, original=self.outcomes(model))
+
+    def loss(self, outcomes: Outcomes) -> float:
+        """How much worse these are than what they are compared with, as `loss_of_quality`."""
+        return loss_of_quality(self.task, self.metrics(self.original or {}), self.metrics(outcomes))
 
     def metrics(self, outcomes: Outcomes) -> Metrics:
         """The figures of every set, named `metric` or `metric/set`."""

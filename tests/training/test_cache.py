@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +11,14 @@ import torch
 from optimum_slim.errors import OutputError
 from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import cache, callbacks, trainer
+from optimum_slim.training import cache, callbacks
 from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.cache import Answers, TeacherAtRest, TeacherCache
 from optimum_slim.training.losses import TopLogits
 from tests.contracts import supplies_for
+from tests.stopping import stopped_after
 from tests.tiny import SPECIAL, VOCABULARY, mostly_slow, tiny
+from tests.together import apart
 
 LABELLED = ("bert", "distilbert")  # a class for a text, and for each word
 
@@ -215,16 +213,8 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights_without_the_teach
     monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     teacher = Teacher(teacher_like("bert"), tmp_path / "answers")
     whole = trained("bert", tmp_path / "whole", teacher, KEEPING, dropout=True)
-
-    class Stopping(callbacks.Schedule):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 5:
-                raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Schedule", Stopping)
-        with pytest.raises(InterruptedError):
-            trained("bert", tmp_path / "stopped", teacher, KEEPING, dropout=True)
+    with stopped_after(5, monkeypatch):
+        trained("bert", tmp_path / "stopped", teacher, KEEPING, dropout=True)
     resumed = trained("bert", tmp_path / "stopped", teacher, KEEPING, dropout=True)
     assert difference(whole, resumed) == 0
     assert teacher.loads == 1
@@ -261,11 +251,7 @@ torch.save(weights | {"loads": torch.tensor(teacher.loads)}, folder / f"{os.envi
 
 @pytest.mark.slow
 def test_of_two_processes_one_makes_what_both_read(tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    places = {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, tmp_path / "train.py"], check=True, env=os.environ | places, timeout=300)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = apart(SCRIPT, tmp_path)
     assert (first.pop("loads"), second.pop("loads")) == (2, 0)  # for its embeddings, and for its answers
     assert difference(first, second) == 0
     assert len(list((tmp_path / "work").glob("augmented-*.jsonl"))) == 1

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+
+from tests.together import apart
 
 SCRIPT = """
 import os
@@ -35,11 +32,7 @@ torch.save(learned, folder / f"{os.environ['RANK']}.pt")
 
 @pytest.mark.slow
 def test_two_processes_learn_the_same(tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    places = {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run([*launch, tmp_path / "train.py"], check=True, env=os.environ | places, timeout=300)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    first, second = apart(SCRIPT, tmp_path)
     assert "projection.weight" in first
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

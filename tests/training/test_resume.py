@@ -10,8 +10,9 @@ from optimum_slim.techniques.distill.hidden_states import DistillHiddenStates
 from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.distill.relations import DistillRelations
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import callbacks, trainer
+from optimum_slim.training import callbacks
 from optimum_slim.training.batches import TrainingData
+from tests.stopping import stopped_after
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
 
 
@@ -33,19 +34,11 @@ WAYS = {
 }
 
 
-def trained(data, workdir, way, stop_after=None, monkeypatch=None):
-    """A student after two epochs of six steps with noise and dropout, or stopped on the way."""
+def trained(data, workdir, way):
+    """A student after two epochs of six steps with noise and dropout."""
     with_, width = WAYS[way]
     technique = Train(epochs=2, batch_size=8, noise=0.2, dropout=True, with_=with_)
     student, teacher = tiny("bert", hidden_dropout_prob=0.1), tiny("bert", hidden_size=width).requires_grad_(False)
-    if stop_after is not None:
-
-        class Stopping(callbacks.Schedule):
-            def on_step_begin(self, args, state, control, **_):
-                if state.global_step == stop_after:
-                    raise InterruptedError
-
-        monkeypatch.setattr(trainer, "Schedule", Stopping)
     technique.apply(
         student, training_data=data, tokenizer=tiny_tokenizer("bert"), seed=3, workdir=workdir, teacher=teacher
     )
@@ -59,8 +52,8 @@ def trained(data, workdir, way, stop_after=None, monkeypatch=None):
 def test_stopped_training_goes_on_to_the_same_weights(data, tmp_path, monkeypatch, way, stop_after):
     monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(data, tmp_path / "whole", way)
-    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
-        trained(data, tmp_path / "stopped", way, stop_after, patch)
+    with stopped_after(stop_after, monkeypatch):
+        trained(data, tmp_path / "stopped", way)
     assert (tmp_path / "stopped" / f"checkpoint-{stop_after}").is_dir()
     resumed = trained(data, tmp_path / "stopped", way)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

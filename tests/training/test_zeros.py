@@ -7,8 +7,9 @@ import torch
 
 from optimum_slim.model.sparsity import note_sparsity, sparse_weights
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import callbacks, trainer
+from optimum_slim.training import callbacks
 from optimum_slim.training.batches import TrainingData
+from tests.stopping import stopped_after
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer
 
 LISTED = ("encoder.layer.{}.attention.self.query.weight", "encoder.layer.{}.output.dense.weight")
@@ -67,16 +68,8 @@ def test_nothing_of_the_pass_is_left_to_keep_zeros(data, tmp_path):
 def test_zeros_stay_when_training_was_stopped_and_goes_on(data, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(data, tmp_path / "whole")
-
-    class Stopping(callbacks.Schedule):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 4:
-                raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Schedule", Stopping)
-        with pytest.raises(InterruptedError):
-            trained(data, tmp_path / "stopped")
+    with stopped_after(4, monkeypatch):
+        trained(data, tmp_path / "stopped")
     resumed = trained(data, tmp_path / "stopped")
     assert all(torch.equal(one, whole.get_parameter(name)) for name, one in resumed.named_parameters())
     assert all(torch.equal(one == 0, sparse_bert().get_parameter(name) == 0)

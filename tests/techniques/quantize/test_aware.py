@@ -20,9 +20,10 @@ from optimum_slim.techniques.quantize.aware import QuantizeAware
 from optimum_slim.techniques.sparsify.evolve import SparsifyEvolve
 from optimum_slim.techniques.sparsify.gradual import SparsifyGradual
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
-from optimum_slim.training import callbacks, trainer
+from optimum_slim.training import callbacks
 from optimum_slim.training.fake_quantize import fake_quantize, fake_quantize_weight, grid_of_range
 from optimum_slim.training.trained import Step
+from tests.stopping import stopped_after
 from tests.techniques.sparsify.passes import texts, trained
 from tests.tiny import FAMILIES, answers, mostly_slow, tiny, token_batches
 
@@ -160,16 +161,8 @@ def test_zeros_stay_zero_on_the_grid_beside_distillation(way, data, tmp_path):
 def test_training_that_was_stopped_goes_on_to_the_same_grids(data, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(QuantizeAware(delay=0.25), data, tmp_path / "whole")
-
-    class Stopping(callbacks.Schedule):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 5:
-                raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Schedule", Stopping)
-        with pytest.raises(InterruptedError):
-            trained(QuantizeAware(delay=0.25), data, tmp_path / "stopped")
+    with stopped_after(5, monkeypatch):
+        trained(QuantizeAware(delay=0.25), data, tmp_path / "stopped")
     resumed = trained(QuantizeAware(delay=0.25), data, tmp_path / "stopped")
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
     for name, grid in grids_of(resumed).items():

@@ -19,8 +19,9 @@ from optimum_slim.techniques.distill.logits import DistillLogits
 from optimum_slim.techniques.sparsify.evolve import SparsifyEvolve
 from optimum_slim.techniques.sparsify.gradual import SparsifyGradual
 from optimum_slim.techniques.train import Train
-from optimum_slim.training import callbacks, trainer
+from optimum_slim.training import callbacks
 from tests.contracts import apply
+from tests.stopping import stopped_after
 from tests.techniques.sparsify.passes import RATIOS, texts, trained, zero_blocks
 from tests.techniques.sparsify.reference import BLOCKS
 from tests.tiny import mostly_slow, tiny
@@ -51,16 +52,8 @@ def test_the_same_seed_gives_the_same_weights(technique, data, tmp_path):
 def test_stopped_training_goes_on_to_the_same_weights(technique, stop_after, data, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "SAVED_EVERY", 0)
     whole = trained(technique, data, tmp_path / "whole", DistillLogits(), dropout=True)
-
-    class Stopping(callbacks.Schedule):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == stop_after:
-                raise InterruptedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Schedule", Stopping)
-        with pytest.raises(InterruptedError):
-            trained(technique, data, tmp_path / "stopped", DistillLogits(), dropout=True)
+    with stopped_after(stop_after, monkeypatch):
+        trained(technique, data, tmp_path / "stopped", DistillLogits(), dropout=True)
     resumed = trained(technique, data, tmp_path / "stopped", DistillLogits(), dropout=True)
     assert all(torch.equal(one, whole.get_parameter(name)) for name, one in resumed.named_parameters())
 
