@@ -55,19 +55,49 @@ def input_grams(model: PreTrainedModel, names: Sequence[str], batches: Batches) 
     """
     modules = dict(model.named_modules())
     grams: dict[str, Tensor] = {}
+
+    def add(name: str, real: Tensor) -> None:
+        if modules[name].bias is not None:
+            real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
+        grams[name] = grams.get(name, 0) + real.T @ real
+
+    rows = _watch_inputs(model, names, batches, add)
+    return {name: gram / rows for name, gram in grams.items()}
+
+
+@torch.no_grad()
+def input_absmax(model: PreTrainedModel, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
+    """The largest magnitude of each input of some linears, padding left out.
+
+    Args:
+        model: a running model. names, batches: as in `input_grams`.
+
+    Returns:
+        For each name max |X| over all real tokens, float32 [K].
+    """
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, real: Tensor) -> None:
+        largest = real.abs().amax(0)
+        found[name] = torch.maximum(found[name], largest) if name in found else largest
+
+    _watch_inputs(model, names, batches, add)
+    return found
+
+
+def _watch_inputs(
+    model: PreTrainedModel, names: Sequence[str], batches: Batches, add: Callable[[str, Tensor], None]
+) -> int:
+    """Runs a model on texts and calls `add` for each linear with what it reads at the real tokens of a batch, float32
+    [rows, K]; returns how many rows there were in all."""
+    modules = dict(model.named_modules())
     rows = 0
     mask = torch.ones(0, dtype=torch.bool)
 
-    def watch(name: str, biased: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            real = inputs[0].flatten(0, -2)[mask].float()
-            if biased:
-                real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
-            grams[name] = grams.get(name, 0) + real.T @ real
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: add(name, inputs[0].flatten(0, -2)[mask].float())
 
-        return add
-
-    hooks = [modules[name].register_forward_pre_hook(watch(name, modules[name].bias is not None)) for name in names]
+    hooks = [modules[name].register_forward_pre_hook(watch(name)) for name in names]
     try:
         for inputs in _on_device(model, batches):
             mask = inputs["attention_mask"].flatten().bool()
@@ -76,7 +106,7 @@ def input_grams(model: PreTrainedModel, names: Sequence[str], batches: Batches) 
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: gram / rows for name, gram in grams.items()}
+    return rows
 
 
 @torch.no_grad()

@@ -31,6 +31,10 @@ class Anatomy:
     reads_head_dim: bool = False  # the stock class takes `head_dim` from its config
     causal: bool = False
     layer_index: str | None = None  # attribute path, from the block, of the number that addresses the cache
+    attention_norm: str | None = None  # the norm that only the projections read; none where a residual reads it, too
+    ffn_norm: str | None = None  # the norm that only the feed-forward reads, likewise
+    norms_first_key: str | None = None  # config key that tells whether the norms stand there at all
+    activation_key: str = "hidden_act"
 
 
 _BERT = Anatomy(
@@ -54,6 +58,8 @@ _LLAMA = Anatomy(
     reads_head_dim=True,
     causal=True,
     layer_index="self_attn.layer_idx",
+    attention_norm="input_layernorm",
+    ffn_norm="post_attention_layernorm",
 )
 
 ANATOMIES: dict[str, Anatomy] = {
@@ -71,6 +77,7 @@ ANATOMIES: dict[str, Anatomy] = {
         layers_key="n_layers",
         heads_key="n_heads",
         ffn_key="hidden_dim",
+        activation_key="activation",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -89,6 +96,9 @@ ANATOMIES: dict[str, Anatomy] = {
         ffn_key="n_inner",
         causal=True,
         layer_index="attn.layer_idx",
+        attention_norm="ln_1",
+        ffn_norm="ln_2",
+        activation_key="activation_function",
     ),
     "opt": replace(
         _LLAMA,
@@ -100,6 +110,10 @@ ANATOMIES: dict[str, Anatomy] = {
         ffn_key="ffn_dim",
         kv_heads_key=None,
         reads_head_dim=False,
+        attention_norm="self_attn_layer_norm",
+        ffn_norm="final_layer_norm",
+        norms_first_key="do_layer_norm_before",
+        activation_key="activation_function",
     ),
 }
 

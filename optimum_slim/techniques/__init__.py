@@ -21,6 +21,7 @@ BUILT_IN: dict[str, str] = {
     "distill.hidden_states": "DistillHiddenStates",
     "distill.relations": "DistillRelations",
     "distill.attentions": "DistillAttentions",
+    "quantize.smooth": "QuantizeSmooth",
     "quantize.aware": "QuantizeAware",
 }
 
