@@ -36,6 +36,8 @@ SPEED = 0.15  # tolerance of a speedup, on a CPU like the claimed one
 COSINE = 0.01  # tolerance of the agreement of ONNX Runtime with torch
 STEADY = 0.005  # tolerance of what an answer depends on besides its text, as a share of the largest output
 
+COMPARED = ("cosine", "next_token_agreement", "kl_divergence")  # how far a model is from the original
+
 PROMISES = {
     "batch": "change of an answer with its batch",
     "padding": "change of an answer with its padding",
@@ -189,8 +191,10 @@ def _quality_claims(
     evaluation = Evaluation.of(bound, texts.evaluation(settings.evaluation))
     if original is not None:
         evaluation = replace(evaluation, original=evaluation.outcomes(load_ort(original, task)))
-    found = evaluation.quality(load_ort(folder, task))
-    compared = () if original is not None else ("cosine", "next_token_agreement")
+    found = evaluation.quality(slim := load_ort(folder, task))
+    if original is not None:
+        found |= evaluation.divergence(slim, load_ort(original, task))
+    compared = COMPARED if original is None else ()
     for name, value in claimed.items():
         if name.split("/")[0] in compared:
             yield Claim(name, value, None, None, "it compares with the original; name it with --model")

@@ -22,7 +22,7 @@ from optimum_slim.deploy.export import export_folder
 from optimum_slim.deploy.machine import environment
 from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.steadiness import checked
-from optimum_slim.deploy.verify import verify
+from optimum_slim.deploy.verify import load_ort, verify
 from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
 from optimum_slim.original import Original, Say, figures
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
@@ -145,6 +145,7 @@ def _deploy(
         "processes_of_training": processes.count(),
     }
     report.original, report.baseline_int8, report.final = figures(model, plan, original, folder)
+    report.samples = original.samples(load_ort(folder, type(task), recipe.threads))
     path = folder / "model.onnx"
     report.final |= {"precision": decided["precision"], "parts": file_parts(path), "layers": layer_rows(path)}
     if recipe.budget is not None:

@@ -18,6 +18,7 @@ from optimum_slim.model.checkpoint import load_model
 from optimum_slim.planning import Plan
 from optimum_slim.report.report import Row, latency_row, parameters_of, zeros_of
 from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.samples import samples
 from optimum_slim.tasks.task import Metrics
 from optimum_slim.workspace import Workspace
 
@@ -64,6 +65,23 @@ class Original:
             return self.evaluation.metrics(self.evaluation.original)
         return self.evaluation.quality(model, batch_size)
 
+    @cached_property
+    def model(self) -> Any:
+        """Its fp32 export, loaded."""
+        return load_ort(self.folder, type(self.plan.task), self.plan.recipe.threads)
+
+    def divergence(self, model: Any) -> Metrics:
+        """How far a model's odds are from the original's, where the task tells."""
+        if self.evaluation is None or not self.plan.task.compares_odds:
+            return {}
+        return self.evaluation.divergence(model, self.model)
+
+    def samples(self, model: Any) -> list[Row]:
+        """What a decoder writes, beside what the original writes."""
+        if self.evaluation is None or self.plan.task.name != "text-generation":
+            return []
+        return list(samples(self.evaluation, {"original": self.model, "final": model}))
+
     def _answering(self, texts: Evaluation | None, doing: str, threads: int = 0) -> Evaluation | None:
         if texts is None:
             return None
@@ -88,7 +106,7 @@ def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path
             "parameters": parameters_of(counted),
             "zeros": zeros_of(counted),
             "file_bytes": onnx_bytes(path / "model.onnx"),
-            "quality": original.quality(judged),
+            "quality": original.quality(judged) | ({} if judged is None else original.divergence(judged)),
             **latency_row(times[name]),
             "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
         }

@@ -93,6 +93,17 @@ def test_what_comes_out_is_smaller_and_loads_in_torch(folder, finished, name):
     assert not (folder / f"{name}-slim.partial").exists()
 
 
+def test_a_decoder_is_compared_with_the_original_in_odds_and_in_writing(finished):
+    report = figures(finished("decoder"))
+    assert 0 < report["final"]["quality"]["kl_divergence"] < 5
+    assert 0 < report["baseline_int8"]["quality"]["kl_divergence"] < 5
+    assert "kl_divergence" not in report["original"]["quality"]
+    assert len(report["samples"]) == 3
+    assert all(row.keys() == {"prompt", "original", "final"} for row in report["samples"])
+    card = (finished("decoder") / "README.md").read_text()
+    assert report["samples"][0]["final"] in card
+
+
 LOADED = {
     "encoder": ("ORTModelForSequenceClassification", "model(**tokens).logits[0].tolist()"),
     "decoder": ("ORTModelForCausalLM", "model.generate(**tokens, max_new_tokens=3, do_sample=False)[0].tolist()"),

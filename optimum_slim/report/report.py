@@ -27,6 +27,7 @@ class Report:
     original: Row = field(default_factory=dict)  # the fp32 ONNX file of the model as it was
     baseline_int8: Row = field(default_factory=dict)  # Optimum's own int8 of it
     final: Row = field(default_factory=dict)  # what was handed out
+    samples: list[Row] = field(default_factory=list)  # what a decoder and the original write
     budget: Row = field(default_factory=dict)  # what was wanted, what was reached, and what was done for it
     verify: Row = field(default_factory=dict)  # how far the files are from the model in memory
     environment: Row = field(default_factory=dict)

@@ -61,6 +61,21 @@ class Evaluation:
     def quality(self, model: Any, batch_size: int = 1) -> Metrics:
         return self.metrics(self.outcomes(model, batch_size))
 
+    @torch.no_grad()
+    def divergence(self, model: Any, original: Any) -> Metrics:
+        """How far a model's odds are from the original's, KL(original || model) in nats a token, as
+        `kl_divergence` or `kl_divergence/set`; nothing where the task does not tell."""
+        figures: Metrics = {}
+        for name, examples in self.sets.items() if self.task.compares_odds else ():
+            found: list[tuple[float, int]] = []
+            for example in progress(examples, f"comparing {name}".strip()):
+                batch = self.task.collate([example])
+                outputs, truth = (forward(self.task, one, batch) for one in (model, original))
+                found += self.task.divergences(outputs, truth, batch)
+            mean = sum(nats for nats, _ in found) / sum(tokens for _, tokens in found)
+            figures[f"kl_divergence/{name}" if name else "kl_divergence"] = mean
+        return figures
+
 
 @torch.no_grad()
 def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, name: str = "") -> list[Any]:
@@ -70,8 +85,12 @@ def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, na
     for start in progress(range(0, len(order), batch_size), f"evaluating {name}".strip()):
         chosen = order[start : start + batch_size]
         batch = task.collate([examples[i] for i in chosen])
-        inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-        extra = {"use_cache": False} if task.name == "text-generation" else {}
-        for i, outcome in zip(chosen, task.outcomes(model(**inputs, **extra), batch), strict=True):
+        for i, outcome in zip(chosen, task.outcomes(forward(task, model, batch), batch), strict=True):
             found[i] = outcome
     return found
+
+
+def forward(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
+    """The outputs of a torch model or an ORTModel for a batch."""
+    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+    return model(**inputs, **({"use_cache": False} if task.name == "text-generation" else {}))

@@ -34,6 +34,7 @@ class Task:
     needs_labels: ClassVar[bool] = False  # nothing can be judged without them
     labels_tokens: ClassVar[bool] = False  # a label for each token, not for the whole text
     answers_tokens: ClassVar[bool] = False  # answers over the vocabulary; the labels are made of the text itself
+    compares_odds: ClassVar[bool] = False  # it tells how far a model's odds are from another's
     relative: ClassVar[bool] = False  # losses are told as a share of the original's figure, as for perplexity
 
     config: PretrainedConfig
@@ -94,6 +95,11 @@ class Task:
 
     def metrics(self, outcomes: list[Any], examples: list[Example], original: list[Any] | None) -> Metrics:
         """Figures over a whole set; `original`: the same of the original model, where the task compares with it."""
+        raise NotImplementedError
+
+    def divergences(self, outputs: Any, original: Any, batch: Mapping[str, Tensor]) -> list[tuple[float, int]]:
+        """How far a model's odds are from the original's, for each text of a batch, from the outputs of both: nats,
+        summed, and over how many tokens."""
         raise NotImplementedError
 
     def label_id(self, value: Any, where: str) -> int:

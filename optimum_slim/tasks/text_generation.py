@@ -15,6 +15,8 @@ from optimum_slim.data.texts import one_text_column
 from optimum_slim.errors import DataError
 from optimum_slim.tasks.task import Example, Metrics, Task, list_of_texts
 
+ROWS = 128  # tokens whose odds are compared at a time
+
 
 class TextGeneration(Task):
     """Documents are joined, each after a separator token, and cut into blocks of `data.max_length` tokens that do not
@@ -26,6 +28,7 @@ class TextGeneration(Task):
     answers_tokens = True
     metric = "perplexity"
     relative = True
+    compares_odds = True
 
     @property
     def separator(self) -> int:
@@ -64,6 +67,18 @@ class TextGeneration(Task):
         nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none").double().sum(1)
         guesses = logits.argmax(-1).cpu().numpy().astype(np.int32)
         return list(zip(nll.tolist(), guesses, strict=True))
+
+    def divergences(self, outputs: Any, original: Any, batch: Mapping[str, Tensor]) -> list[tuple[float, int]]:
+        """KL(original || model) of the next token, at every token but a block's last."""
+        found = []
+        for row, odds, truth in zip(batch["input_ids"], outputs.logits, original.logits, strict=True):
+            total = 0.0
+            for at in range(0, len(row) - 1, ROWS):  # a large vocabulary's odds fill the memory
+                part = slice(at, min(at + ROWS, len(row) - 1))
+                found_logs, true_logs = (torch.log_softmax(logits[part].float(), -1) for logits in (odds, truth))
+                total += float((true_logs.exp() * (true_logs - found_logs)).double().sum())
+            found.append((total, len(row) - 1))
+        return found
 
     def metrics(self, outcomes: list[Any], examples: list[Example], original: list[Any] | None) -> Metrics:
         tokens = sum(len(guesses) for _, guesses in outcomes)

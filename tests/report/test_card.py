@@ -149,6 +149,14 @@ def test_what_an_answer_depends_on_is_told_in_words(report, written):
     )
 
 
+def test_samples_are_shown_on_a_line_each(report, written):
+    report.samples = [{"prompt": "It was", "original": "a day\nof `rain`", "final": "a day | of 1,024 drops"}]
+    text = written(report).text
+    assert "- `It was`\n  - original: `a day of 'rain'`\n  - optimum-slim: `a day / of 1,024 drops`\n" in text
+    report.samples = []
+    assert "Samples" not in written(report).text
+
+
 def test_a_report_that_tells_no_such_thing_has_no_such_words(report, written):
     for key in ("batch", "padding", "threads", "products", "saturating"):
         del report.verify[key]

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from optimum_slim.data.texts import Data
 from optimum_slim.errors import DataError
 from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.samples import samples
 from optimum_slim.tasks.text_generation import TextGeneration
 from tests.tiny import DECODERS, rows_for, tiny, tiny_config, tiny_tokenizer
 
@@ -84,6 +85,37 @@ def test_next_token_agreement_is_the_share_of_equal_guesses():
     found = task().metrics([(1.0, one) for one in guesses], [{}] * 2, [(2.0, one) for one in original])
     assert found["next_token_agreement"] == pytest.approx(5 / 8)
     assert found["perplexity"] == pytest.approx(math.exp(2.0 / 8))
+
+
+def test_divergence_is_that_of_the_odds_at_every_token_but_the_last():
+    evaluation = Evaluation.of(task(), {"novels": ROWS})
+    original, model = tiny("gpt2"), tiny("gpt2", initializer_range=0.19)
+    direct, tokens = 0.0, 0
+    for example in evaluation.sets["novels"]:
+        ids = torch.tensor([example["input_ids"]])
+        with torch.no_grad():
+            p, q = (torch.softmax(one(ids).logits[0, :-1].double(), -1) for one in (original, model))
+        direct, tokens = direct + float((p * (p / q).log()).sum()), tokens + len(p)
+    assert direct / tokens > 1e-4
+    assert evaluation.divergence(model, original) == {"kl_divergence/novels": pytest.approx(direct / tokens, rel=1e-3)}
+    assert evaluation.divergence(model, model) == {"kl_divergence/novels": 0.0}
+
+
+def test_samples_are_what_each_model_writes_by_itself_some_of_each_set():
+    evaluation = Evaluation.of(task(length=24), {"novels": ROWS, "mail": ROWS})
+    models = {"original": tiny("gpt2"), "final": tiny("gpt2", initializer_range=0.1)}
+    found = samples(evaluation, models)
+    blocks = [evaluation.sets[name][at]["input_ids"] for name, at in (("novels", 0), ("mail", 0), ("novels", 1))]
+    assert [row["prompt"] for row in found] == [
+        evaluation.task.tokenizer.decode(block[:16], skip_special_tokens=True) for block in blocks
+    ]
+    for name, model in models.items():
+        ids = torch.tensor([blocks[0][:16]])
+        while ids.shape[1] < 48 and ids[0, -1] != END:
+            with torch.no_grad():
+                ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert found[0][name] == evaluation.task.tokenizer.decode(ids[0, 16:], skip_special_tokens=True)
+    assert found[0]["original"] != found[0]["final"]
 
 
 def test_a_model_agrees_with_itself():
