@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from optimum.onnxruntime import ORTModelForSequenceClassification
-from peer import NAMES, random_text
+from peer import NAMES, Peer, random_text
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
 
 import optimum_slim
@@ -39,7 +37,6 @@ from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.text_classification import TextClassification
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
 
-HERE = Path(__file__).parent
 PATTERNS = (("4x4", 0.8), ("4x4", 0.9), ("4x1", 0.8), ("4x1", 0.9), ("unstructured", 0.9))
 ROUNDS = 15
 SECONDS = 0.05  # of repeated runs in a round
@@ -106,36 +103,6 @@ def beside(source: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_bytes((source / "config.json").read_bytes())
     return folder
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another engine, in a process that infers once for each line that it is sent."""
-
-    engine: str
-    python: str
-    file: Path
-
-    @contextmanager
-    def running(self, tokens: int, threads: int) -> Iterator[Callable[[], None]]:
-        """A call that runs it once. The way there and back takes some 50 microseconds."""
-        command = [self.python, str(HERE / "peer.py"), self.engine, str(self.file), str(tokens), str(threads)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        with subprocess.Popen(command, text=True, bufsize=1, **pipes) as process:
-
-            def wait_for(word: str) -> None:
-                for line in process.stderr:
-                    if line.strip() == word:
-                        return
-                raise SystemExit(f"{self.engine} stopped; run {' '.join(command)} to see why")
-
-            def run() -> None:
-                process.stdin.write("\n")
-                wait_for("done")
-
-            wait_for("ready")
-            yield run
-            process.stdin.close()
 
 
 def peer_files(name: str, arguments: argparse.Namespace, fp32: Path) -> dict[str, Peer]:
