@@ -2,18 +2,20 @@
 
 python tests/benchmarks/frontier.py --model M --data D --work W                       trains what is missing
 python tests/benchmarks/frontier.py --model M --data D --work W --names "3 layers" --seeds 0,1
-python tests/benchmarks/frontier.py --model M --data D --work W --time                times what W holds
+python tests/benchmarks/frontier.py --model M --data D --work W --time                times all of them
 python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg
 python tests/benchmarks/frontier.py --model M --data D --work W --recipes evolve --fresh
 
 Recipes stand in frontier.yaml, results in results/frontier.json. A result is kept under the hash of its recipe, its
-seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made; timing
-wants a quiet machine.
+seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made. Timing
+wants a quiet machine; a recipe that W holds no folder of is timed after a few steps of training, as what weights are
+does not change the time.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import shutil
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures go; default results/<recipes>.json")
     parser.add_argument("--names", help="recipes, with ; between them; default: all")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--time", action="store_true", help="time all folders in turns instead of making any")
+    parser.add_argument("--time", action="store_true", help="time a folder of each recipe, all in turns")
     parser.add_argument("--threads", default="1,2", help="to time with")
     parser.add_argument("--fresh", action="store_true", help="start from layers drawn at random")
     parser.add_argument("--plot", action="store_true", help="draw what is known instead of making any")
@@ -61,6 +63,14 @@ def read_recipes(file: str) -> dict[str, dict[str, Any]]:
     """The contents of whole recipes, by name."""
     content = yaml.safe_load((HERE / f"{file}.yaml").read_text(encoding="utf-8"))
     return {name: content["common"] | own for name, own in content["recipes"].items()}
+
+
+def hardly_trained(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with a few steps of training, in which all its zeros come."""
+    short = copy.deepcopy(recipe)
+    for training in (step["train"] for step in short["steps"] if "train" in step):
+        training["max_steps"] = 4
+    return short
 
 
 class Frontier:
@@ -100,11 +110,9 @@ class Frontier:
             return
         print(f"{name}, seed {seed}", flush=True)
         content = self.recipes[name]
-        model = self.fresh_model(seed) if self.fresh else self.model
-        whole = content | {"model": str(model), "seed": seed, "data": content["data"] | {"source": self.data}}
         folder = self.work / key
         if not folder.exists():
-            report = slim(read_recipe(whole), folder, say=print)
+            report = slim(read_recipe(self.whole(content, seed)), folder, say=print)
             seconds = sum(step["seconds"] for step in report.steps)
             (folder / "seconds.json").write_text(json.dumps(seconds))
         correct = self.correct(folder)
@@ -122,6 +130,25 @@ class Frontier:
             self.rows["original"] = {"runs": {"0": {"accuracy": accuracy, "correct": correct}}}
         self.save()
         print(told(name, row), flush=True)
+
+    def whole(self, content: dict[str, Any], seed: int) -> dict[str, Any]:
+        """A recipe with its model, texts and seed."""
+        model = self.fresh_model(seed) if self.fresh else self.model
+        return content | {"model": str(model), "seed": seed, "data": content["data"] | {"source": self.data}}
+
+    def folder_to_time(self, name: str) -> Path:
+        """A folder of a recipe that was made, or one that was hardly trained."""
+        from optimum_slim import slim
+        from optimum_slim.recipe import read_recipe
+
+        runs = self.rows.get(name, {"runs": {}})["runs"].values()
+        if kept := [self.work / run["key"] for run in runs if (self.work / run["key"]).exists()]:
+            return kept[0]
+        folder = self.work / f"{self.key(name, 0)}-untrained"
+        if not folder.exists():
+            print(f"{name}, to be timed", flush=True)
+            slim(read_recipe(self.whole(hardly_trained(self.recipes[name]), 0)), folder)
+        return folder
 
     def fresh_model(self, seed: int) -> Path:
         """The model with layers drawn anew by the seed."""
@@ -177,13 +204,10 @@ class Frontier:
         from optimum_slim.kernels.library import isa
 
         files = {"original": self.original() / "model.onnx"}
-        for name in names:
-            made = [self.work / run["key"] / "model.onnx" for run in self.rows.get(name, {"runs": {}})["runs"].values()]
-            if kept := [file for file in made if file.exists()]:
-                files[name] = kept[0]
+        files |= {name: self.folder_to_time(name) / "model.onnx" for name in names}
         times = benchmark(files, Target(threads=threads), False)
         for name, points in times.items():
-            of_cpu = self.rows[name].setdefault("latency", {})
+            of_cpu = self.rows.setdefault(name, {"runs": {}}).setdefault("latency", {})
             of_cpu[isa()] = [
                 {key: point[key] for key in ("tokens", "batch", "threads", "p50", "p90")}
                 | {"speedup": speedup(slow["rounds"], point["rounds"])}
