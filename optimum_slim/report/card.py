@@ -14,6 +14,7 @@ from optimum_slim.report.figures import (
     base_model,
     budget_rows,
     comparison,
+    headline,
     judged_on,
     latencies,
     promises,
@@ -39,6 +40,7 @@ def write_card(report: Report, folder: Path) -> None:
         judged_on=judged_on(report),
         promises=promises(report),
         budget=budget_rows(report),
+        headline=headline(report),
         ort_class=TASKS[report.task].ort_class,
         library=library,
     )

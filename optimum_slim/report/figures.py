@@ -126,6 +126,12 @@ def comparison(report: Report) -> list[Row]:
     return rows
 
 
+def headline(report: Report) -> list[Row]:
+    """The points that one reads first: the first load, of a decoder in both phases."""
+    first, *others = report.final["latency"]
+    return [first, *(p for p in others if all(p[key] == first[key] for key in ("batch", "tokens", "threads")))]
+
+
 def latencies(report: Report) -> list[Row]:
     """Rows as those of `comparison`: the median time at each point of the grid."""
     rows = []

@@ -10,6 +10,7 @@ from optimum_slim.report.figures import (
     base_model,
     budget_rows,
     comparison,
+    headline,
     judged_on,
     loss_words,
     lower_is_better,
@@ -49,13 +50,11 @@ def headlines(report: Report) -> Iterator[Row]:
     figure, _, meaning = smaller(before["file_bytes"], after["file_bytes"]).partition(" ")
     told = f"{size(before['file_bytes'])} before, {size(after['file_bytes'])} after"
     yield {"figure": figure, "meaning": meaning, "told": told}
-    first = after["latency"][0]
-    for point in after["latency"]:
-        if all(point[key] == first[key] for key in ("batch", "tokens", "threads")):
-            figure, _, interval = faster(point["speedup"]["vs_fp32"]).partition(" ")
-            against = faster(point["speedup"]["vs_optimum_int8"])
-            told = f"{interval.strip('()')}; {against} over Optimum's int8; for {point_name(point)}"
-            yield {"figure": figure, "meaning": "as fast as fp32", "told": told}
+    for point in headline(report):
+        figure, _, interval = faster(point["speedup"]["vs_fp32"]).partition(" ")
+        against = faster(point["speedup"]["vs_optimum_int8"])
+        told = f"{interval.strip('()')}; {against} over Optimum's int8; for {point_name(point)}"
+        yield {"figure": figure, "meaning": "as fast as fp32", "told": told}
     metric = worst_metric(report)
     if metric is not None:
         figure, _, fate = loss_words(report, metric, after).rpartition(" ")

@@ -149,6 +149,17 @@ def test_what_an_answer_depends_on_is_told_in_words(report, written):
     )
 
 
+def test_a_decoder_is_introduced_with_both_of_its_speeds(report, written):
+    point = report.final["latency"][0]
+    decode = {"vs_fp32": {"median": 2.21, "low": 2.05, "high": 2.4}, "vs_optimum_int8": SPEED["vs_optimum_int8"]}
+    report.final["latency"] = [point | {"phase": "prefill"}, point | {"phase": "decode", "speedup": decode}]
+    for row in (report.original, report.baseline_int8):
+        row["latency"] = row["latency"][:1] * 2
+    opening = " ".join(written(report).text.partition("## Figures")[0].split())
+    assert "3.27x (3.01 to 3.52) as fast (prefill of 1 text of 64 tokens, 1 thread) and 2.21x" in opening
+    assert opening.endswith("(2.05 to 2.40) as fast (one more token after 1 text of 64 tokens, 1 thread).")
+
+
 def test_samples_are_shown_on_a_line_each(report, written):
     report.samples = [{"prompt": "It was", "original": "a day\nof `rain`", "final": "a day | of 1,024 drops"}]
     text = written(report).text
