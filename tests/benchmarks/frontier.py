@@ -4,7 +4,6 @@ python tests/benchmarks/frontier.py --model M --data D --work W                 
 python tests/benchmarks/frontier.py --model M --data D --work W --names "3 layers" --seeds 0,1
 python tests/benchmarks/frontier.py --model M --data D --work W --time                times all of them
 python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg
-python tests/benchmarks/frontier.py --model M --data D --work W --recipes evolve --fresh
 
 Recipes stand in frontier.yaml, results in results/frontier.json. A result is kept under the hash of its recipe, its
 seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made. Timing
@@ -34,22 +33,19 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--work", type=Path, required=True, help="where the folders that are made stay")
-    parser.add_argument("--recipes", default="frontier", help="name of the YAML file beside this one")
-    parser.add_argument("--json", type=Path, help="where the figures go; default results/<recipes>.json")
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "frontier.json")
     parser.add_argument("--names", help="recipes, with ; between them; default: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--time", action="store_true", help="time a folder of each recipe, all in turns")
     parser.add_argument("--threads", default="1,2", help="to time with")
-    parser.add_argument("--fresh", action="store_true", help="start from layers drawn at random")
     parser.add_argument("--plot", action="store_true", help="draw what is known instead of making any")
     arguments = parser.parse_args()
-    target = arguments.json or HERE / "results" / f"{arguments.recipes}.json"
-    found = Frontier(arguments.recipes, arguments.model, arguments.data, arguments.work, target, arguments.fresh)
+    found = Frontier(arguments.model, arguments.data, arguments.work, arguments.json)
     names = arguments.names.split(";") if arguments.names else list(found.recipes)
     if arguments.time:
         found.time(names, [int(count) for count in arguments.threads.split(",")])
     elif arguments.plot:
-        draw(found.rows, target.with_suffix(".svg"))
+        draw(found.rows, arguments.json.with_suffix(".svg"))
     else:
         # All recipes with one seed say more than one recipe with all.
         for seed in map(int, arguments.seeds.split(",")):
@@ -59,9 +55,9 @@ def main() -> None:
         print(told(name, found.rows.get(name, {})))
 
 
-def read_recipes(file: str) -> dict[str, dict[str, Any]]:
+def read_recipes() -> dict[str, dict[str, Any]]:
     """The contents of whole recipes, by name."""
-    content = yaml.safe_load((HERE / f"{file}.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((HERE / "frontier.yaml").read_text(encoding="utf-8"))
     return {name: content["common"] | own for name, own in content["recipes"].items()}
 
 
@@ -78,19 +74,19 @@ class Frontier:
 
     `{name: {recipe, runs: {seed: {key, accuracy, bytes, seconds, correct}}, points_lost, latency: {cpu: [..]}}}`.
     `correct` has a character for each text, of validation and then test, so that any two rows compare text by text;
-    `points_lost` is against the original, or with fresh layers against the first recipe.
+    `points_lost` is against the original.
     """
 
-    def __init__(self, recipes: str, model: str, data: str, work: Path, target: Path, fresh: bool):
+    def __init__(self, model: str, data: str, work: Path, target: Path):
         from optimum_slim.data.texts import Data, load_texts
         from optimum_slim.planning import fingerprint
 
-        self.recipes = read_recipes(recipes)
-        self.model, self.data, self.work, self.target, self.fresh = model, data, work, target, fresh
+        self.recipes = read_recipes()
+        self.model, self.data, self.work, self.target = model, data, work, target
         self.about = {
             "model": fingerprint(Path(model)),
             "data": load_texts(Data(source=data), 0).fingerprint,
-        } | ({"fresh": True} if fresh else {})
+        }
         self.rows: dict[str, Any] = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
         work.mkdir(parents=True, exist_ok=True)
 
@@ -124,7 +120,7 @@ class Frontier:
             "seconds": json.loads((folder / "seconds.json").read_text()),
             "correct": correct,
         }
-        if "original" not in self.rows and not self.fresh:
+        if "original" not in self.rows:
             correct = self.correct(self.original())
             accuracy = round(correct.count("1") / len(correct), 5)
             self.rows["original"] = {"runs": {"0": {"accuracy": accuracy, "correct": correct}}}
@@ -133,8 +129,7 @@ class Frontier:
 
     def whole(self, content: dict[str, Any], seed: int) -> dict[str, Any]:
         """A recipe with its model, texts and seed."""
-        model = self.fresh_model(seed) if self.fresh else self.model
-        return content | {"model": str(model), "seed": seed, "data": content["data"] | {"source": self.data}}
+        return content | {"model": self.model, "seed": seed, "data": content["data"] | {"source": self.data}}
 
     def folder_to_time(self, name: str) -> Path:
         """A folder of a recipe that was made, or one that was hardly trained."""
@@ -148,22 +143,6 @@ class Frontier:
         if not folder.exists():
             print(f"{name}, to be timed", flush=True)
             slim(read_recipe(self.whole(hardly_trained(self.recipes[name]), 0)), folder)
-        return folder
-
-    def fresh_model(self, seed: int) -> Path:
-        """The model with layers drawn anew by the seed."""
-        import torch
-
-        from optimum_slim.model.anatomy import block_list
-        from optimum_slim.model.checkpoint import carry_files, load_model, load_tokenizer, save_model
-
-        folder = self.work / f"fresh-{self.about['model'][:16]}-{seed}"
-        if not folder.exists():
-            model, source = load_model(self.model), Path(self.model)
-            torch.manual_seed(seed)
-            block_list(model).apply(model._init_weights)
-            save_model(model, folder, load_tokenizer(source))
-            carry_files(source, folder)
         return folder
 
     def original(self) -> Path:
@@ -217,19 +196,19 @@ class Frontier:
         self.save()
 
     def save(self) -> None:
-        against = self.rows.get(next(iter(self.recipes)) if self.fresh else "original")
         for name, row in self.rows.items():
-            if against and against["runs"] and row["runs"] and name != "original":
-                row["points_lost"] = points_lost(row, against)
+            if "original" in self.rows and row["runs"] and name != "original":
+                row["points_lost"] = points_lost(row, self.rows["original"])
         self.target.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
 
 
 def points_lost(row: dict[str, Any], against: dict[str, Any]) -> dict[str, float]:
     """Points of accuracy lost against another row, a mean over seeds, with the 95 % interval over texts and seeds: a
-    seeded bootstrap that draws both, text by text paired; seeds are paired where both rows have them."""
+    seeded bootstrap that draws both, text by text paired; seeds are paired where both rows have them. `correct` holds a
+    digit, or a share of what was asked, for each text."""
     given, kept = against["runs"], row["runs"]
     pairs = [(given.get(seed, next(iter(given.values()))), run) for seed, run in kept.items()]
-    lost = np.array([[int(a) - int(b) for a, b in zip(one["correct"], two["correct"])] for one, two in pairs]) * 100
+    lost = np.array([[float(a) - float(b) for a, b in zip(one["correct"], two["correct"])] for one, two in pairs]) * 100
     draw = np.random.default_rng(0)
     seeds, texts = lost.shape
     means = [lost[draw.integers(seeds, size=seeds)][:, draw.integers(texts, size=texts)].mean() for _ in range(DRAWS)]

@@ -129,14 +129,31 @@ def of_frontier(rows: dict[str, Any]) -> str:
 
 
 def of_evolve(rows: dict[str, Any]) -> str:
-    """One row per way of placing zeros: accuracy, and points lost against a dense model with the same seeds."""
+    """One row per way of placing zeros: how well the next token is foretold, and how that compares with a dense model
+    of the same seeds."""
     body = []
     for name, row in rows.items():
-        found = [run["accuracy"] for run in row["runs"].values()]
-        lost = row["points_lost"]
-        told = "" if name == "dense" else f"{lost['mean']:.1f} ({lost['low']:.1f} to {lost['high']:.1f})"
-        body.append([name, f"{statistics.mean(found):.4f}", " / ".join(f"{one:.4f}" for one in found), told])
-    return markdown(["zeros", "accuracy", "by seed", "points lost against dense (95 %)"], body)
+        runs = list(row["runs"].values())
+        lost, moved = row["points_lost"], [run["moved"] for run in runs if "moved" in run]
+        body.append(
+            [
+                name,
+                f"{statistics.mean(run['accuracy'] for run in runs):.4f}",
+                " / ".join(f"{run['accuracy']:.4f}" for run in runs),
+                "" if name == "dense" else f"{lost['mean']:.2f} ({lost['low']:.2f} to {lost['high']:.2f})",
+                f"{statistics.geometric_mean(run['perplexity'] for run in runs):.1f}",
+                f"{statistics.mean(moved):.0%}" if moved else "",
+            ]
+        )
+    head = [
+        "zeros",
+        "accuracy",
+        "by seed",
+        "points lost against dense (95 %)",
+        "perplexity",
+        "weights elsewhere at the end",
+    ]
+    return markdown(head, body)
 
 
 def of_sparsity(rows: list[dict[str, Any]]) -> str:
