@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.benchmark import Target, benchmark
+from optimum_slim.deploy.blocks import BLOCK_BITS
 from optimum_slim.deploy.budget import Budget, Judge
 from optimum_slim.deploy.calibration import Method
 from optimum_slim.deploy.export import onnx_bytes
@@ -23,7 +24,7 @@ from optimum_slim.errors import QualityError
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.evaluate import Evaluation
 
-Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights"]
+Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights", "int4-weights"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def choose_precision(
         "int8-static": {"texts": calibration, "method": deploy.calibration_method, "grids": grids},
         "int8-rows": {"group_size": deploy.group_size, "patterns": patterns, "grids": grids},
         "int8-weights": {"grids": grids},
+        "int4-weights": {"grids": grids},
     }
     high = (deploy.decided or {}).get("high", {}) if decided == fixed else {}
     options = {name: of_precision.get(name, {}) | ({"high": high} if high else {}) for name in names}
@@ -149,11 +151,20 @@ def choose_precision(
 
 
 def tried_by_auto(grids: Mapping[str, OnGrid], texts: bool) -> list[str]:
-    """The precisions that `auto` makes and compares: int8-static where training has learnt the ranges, and there are
-    `texts` to find the others on. Without that it costs each run a calibration, for about the speed and quality of
-    int8-dynamic."""
+    """The precisions that `auto` makes and compares: those that store the `grids`, and int8-static where training has
+    learnt the ranges, and there are `texts` to find the others on. Without that it costs each run a calibration, for
+    about the speed and quality of int8-dynamic."""
     learnt = texts and any(known.grid.input_scale is not None for known in grids.values())
-    return [name for name in PRECISIONS if name != "int8-static" or learnt]
+    kinds = {(known.grid.bits, known.grid.group_size) for known in grids.values()}
+    able = [name for name in PRECISIONS if all(stores(name, bits, size) for bits, size in kinds)]
+    return [name for name in able if name != "int8-static" or learnt]
+
+
+def stores(precision: str, bits: int, group_size: int | None) -> bool:
+    """Whether a precision keeps the integers of such a grid, or in fp32 what they stand for."""
+    if precision == "fp32" or precision in BLOCK_BITS:
+        return True
+    return group_size is None and (bits == 8 or precision != "int8-dynamic")
 
 
 def _decided(name: str, patterns: Mapping[str, str], high: Mapping[str, float]) -> dict[str, Any]:

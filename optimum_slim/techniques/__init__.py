@@ -22,6 +22,7 @@ BUILT_IN: dict[str, str] = {
     "distill.relations": "DistillRelations",
     "distill.attentions": "DistillAttentions",
     "quantize.aware": "QuantizeAware",
+    "quantize.weights": "QuantizeWeights",
 }
 
 ENTRY_POINTS = "optimum_slim.techniques"
