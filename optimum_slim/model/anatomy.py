@@ -23,6 +23,7 @@ class Anatomy:
     output: str  # the linear that mixes the heads' results
     ffn_in: tuple[str, ...]  # the linears whose outputs are the neurons
     ffn_out: str  # the linear that reads the neurons
+    norms: tuple[str, str] | None = None  # whose outputs projections, and ffn_in, alone read: of pre-norm families
     counts: dict[str, str] = field(default_factory=dict)  # attribute of `attention`: heads | width | queries_per_kv
     layers_key: str = "num_hidden_layers"
     heads_key: str = "num_attention_heads"
@@ -49,6 +50,7 @@ _LLAMA = Anatomy(
     output="self_attn.o_proj",
     ffn_in=("mlp.gate_proj", "mlp.up_proj"),
     ffn_out="mlp.down_proj",
+    norms=("input_layernorm", "post_attention_layernorm"),
     counts={"num_key_value_groups": "queries_per_kv"},
     kv_heads_key="num_key_value_heads",
     reads_head_dim=True,
@@ -83,6 +85,7 @@ ANATOMIES: dict[str, Anatomy] = {
         output="attn.c_proj",
         ffn_in=("mlp.c_fc",),
         ffn_out="mlp.c_proj",
+        norms=("ln_1", "ln_2"),
         counts={"num_heads": "heads", "split_size": "width"},
         layers_key="n_layer",
         heads_key="n_head",
@@ -96,6 +99,7 @@ ANATOMIES: dict[str, Anatomy] = {
         output="self_attn.out_proj",
         ffn_in=("fc1",),
         ffn_out="fc2",
+        norms=("self_attn_layer_norm", "final_layer_norm"),
         counts={"num_heads": "heads"},
         ffn_key="ffn_dim",
         kv_heads_key=None,

@@ -14,7 +14,12 @@ def matrix(model: PreTrainedModel, name: str) -> Tensor:
 
 def turned(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
     """A tensor of the shape of a linear's weight as [outputs, inputs], or from there as the linear keeps it: a view."""
-    return tensor.movedim(axis_of(model.get_submodule(name)), 0)
+    return turned_by(model.get_submodule(name), tensor)
+
+
+def turned_by(linear: nn.Module, tensor: Tensor) -> Tensor:
+    """The same for the linear itself."""
+    return tensor.movedim(axis_of(linear), 0)
 
 
 def axis_of(linear: nn.Module) -> int:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from optimum_slim.model.hessian import inverse_root
-from optimum_slim.model.rounding import range_grid, rounded
-
-Scales = Callable[[Tensor, int, bool], tuple[Tensor, Tensor]]  # as `range_grid`
+from optimum_slim.model.rounding import range_grid, rounded, searched_grid
 
 
 def gptq(
@@ -21,7 +17,7 @@ def gptq(
     symmetric: bool,
     *,
     ordered: bool = False,
-    scales: Scales = range_grid,
+    searched: bool = False,
     block_size: int = 128,
     damp: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +31,8 @@ def gptq(
         ordered: columns are rounded in falling order of their inputs' squares, with the scales of the weights before
         any is rounded ("act-order" with static groups). Else a group's scales are those of the weights as they stand
         when the block with its first column begins.
-        scales: finds them for [N, group]. block_size: columns that are rounded before the others hear of it. damp:
+        searched: scales may cut off the largest weights of a group where that leaves less error in the outputs; else
+        they span its range. block_size: columns that are rounded before the others hear of it. damp:
         share of the mean diagonal that is added to the diagonal.
 
     Returns:
@@ -44,16 +41,24 @@ def gptq(
     Raises:
         torch.linalg.LinAlgError: the hessian is not that of any inputs.
     """
-    left, hessian = weight.float().clone(), hessian.float().clone()
+    left, hessian = weight.float().clone(), hessian.float()
     outputs, inputs = left.shape
     size = group_size or inputs
     grids: dict[int, tuple[Tensor, Tensor]] = {}
+    moment = hessian
+
+    def grid_of(group: int) -> tuple[Tensor, Tensor]:
+        columns = slice(group * size, min((group + 1) * size, inputs))
+        if searched:
+            return searched_grid(left[:, columns], bits, symmetric, moment[columns, columns])
+        return range_grid(left[:, columns], bits, symmetric)
+
     order = torch.arange(inputs, device=left.device)
     if ordered:
-        grids = {at: scales(left[:, at * size : (at + 1) * size], bits, symmetric) for at in range(-(-inputs // size))}
+        grids = {group: grid_of(group) for group in range(-(-inputs // size))}
         order = hessian.diagonal().argsort(descending=True)
         left, hessian = left[:, order], hessian[order][:, order]
-    root = inverse_root(left, hessian, damp)
+    root = inverse_root(left, hessian.clone(), damp)
     q = torch.zeros(outputs, inputs, dtype=torch.uint8, device=left.device)
     places = order.tolist()
     for start in range(0, inputs, block_size):
@@ -63,7 +68,7 @@ def gptq(
             place, column = places[at], at - start
             group = place // size
             if group not in grids:
-                grids[group] = scales(left[:, at : at + size], bits, symmetric)
+                grids[group] = grid_of(group)
             scale, zero_point = grids[group]
             whole = rounded(part[:, column], scale, zero_point, bits)
             q[:, place] = whole.to(torch.uint8)

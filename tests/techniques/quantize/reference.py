@@ -53,3 +53,19 @@ def gptq_weight(
         left[:, after] -= np.outer(share, inverse[column, after])
         inverse -= np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
     return found
+
+
+def awq_search(weight: np.ndarray, data: np.ndarray, bits: int, group_size: int) -> np.ndarray:
+    """The scales of AWQ's search for one linear: of those tried, the ones whose outputs on the data are closest; affine
+    grids, as its code has them by default."""
+    weight, data = weight.astype(np.float64), data.astype(np.float64)
+    sizes, wanted, found = np.abs(data).mean(0), data @ weight.T, []
+    for step in range(20):
+        scales = np.maximum(sizes ** (step / 20), 1e-4)
+        scales = scales / np.sqrt(scales.max() * scales.min())
+        parts = (weight * scales).reshape(-1, group_size)
+        step_size, zero = (one[:, None] for one in grid_of_range(parts, bits, False))
+        rounded = (np.clip(np.round(parts / step_size) + zero, 0, 2**bits - 1) - zero) * step_size
+        output = (data / scales) @ rounded.reshape(weight.shape).T
+        found.append((np.square(output - wanted).mean(), step, scales))
+    return min(found)[2]

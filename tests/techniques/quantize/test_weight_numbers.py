@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from optimum_slim.model.rounding import range_grid, rounded, searched_grid
+from optimum_slim.techniques.quantize.awq import awq_scales
 from optimum_slim.techniques.quantize.gptq import gptq
+from optimum_slim.techniques.quantize.hqq import hqq
 from optimum_slim.techniques.quantize.rtn import rtn
-from tests.techniques.quantize.reference import ROOM, gptq_weight, grid_of_range
+from tests.techniques.quantize.reference import ROOM, awq_search, gptq_weight, grid_of_range
 from tests.techniques.sparsify.reference import layer
 
 # Outputs, inputs, group and block; groups and blocks of every kind reach over some edge.
@@ -36,11 +38,11 @@ def error(weight, found, group_size, hessian):
 @pytest.mark.parametrize(("bits", "symmetric"), KINDS)
 @pytest.mark.parametrize(("outputs", "inputs", "size", "block"), LAYERS)
 @pytest.mark.parametrize("ordered", [False, True])
-def test_gptq_is_the_published_algorithm(outputs, inputs, size, block, bits, symmetric, ordered):
+def test_gptq_is_the_published_algorithm(outputs, inputs, size, block, bits, symmetric, ordered, monkeypatch):
+    monkeypatch.setattr("optimum_slim.techniques.quantize.gptq.range_grid", roomy)
     weight, data = layer(outputs, inputs)
     hessian = 2 * data.T @ data / len(data)
-    settings = {"ordered": ordered, "block_size": block, "scales": roomy}
-    q, scale, zero_point = gptq(weight, hessian, bits, size, symmetric, **settings)
+    q, scale, zero_point = gptq(weight, hessian, bits, size, symmetric, ordered=ordered, block_size=block)
     wanted = gptq_weight(weight, hessian, bits, size, symmetric, ordered, block)
     assert q.dtype == zero_point.dtype == torch.uint8
     assert int(q.max()) < 2**bits
@@ -89,16 +91,16 @@ def test_the_grid_of_a_range_spans_it(bits, symmetric):
 @pytest.mark.parametrize(("bits", "symmetric"), KINDS)
 def test_a_searched_grid_rounds_no_worse_than_that_of_the_range(bits, symmetric):
     weight, _ = layer(200, 32)
-    importance = torch.linspace(0.1, 2, 32)
+    root = torch.randn(32, 32, generator=torch.Generator().manual_seed(1))
+    moment = root.T @ root / 32
 
     def errors(scale, zero_point):
         found = (rounded(weight, scale[:, None], zero_point[:, None], bits) - zero_point[:, None]) * scale[:, None]
-        return ((found - weight).square() * importance).sum(1)
+        off = found - weight
+        return (off @ moment * off).sum(1)
 
-    found, plain = (
-        errors(*searched_grid(weight, bits, symmetric, importance)),
-        errors(*range_grid(weight, bits, symmetric)),
-    )
+    found = errors(*searched_grid(weight, bits, symmetric, moment))
+    plain = errors(*range_grid(weight, bits, symmetric))
     assert (found <= plain * 1.00001).all()
     assert bits == 8 or found.sum() < 0.95 * plain.sum()
 
@@ -107,11 +109,36 @@ def test_a_symmetric_group_may_be_turned_around_so_that_its_largest_weight_has_a
     weight = torch.cat([torch.full((1, 1), 8.0), torch.arange(-7.0, 8.0)[None]], 1)
     scale, zero_point = searched_grid(weight, 4, True)
     assert scale.item() == pytest.approx(-1, rel=0.1)
-    q, scale, zero_point = rtn(weight, 4, None, True)
+    q, scale, zero_point = rtn(weight, 4, None, True, searched=True)
     assert (floats(q, scale, zero_point, None) - weight).abs().max() <= 0.2
 
 
-def test_weights_of_nothing_have_a_grid_too():
-    q, scale, zero_point = rtn(torch.zeros(2, 32), 4, 16, True)
+@pytest.mark.parametrize("method", [rtn, hqq])
+@pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+def test_weights_of_nothing_have_a_grid_too(bits, symmetric, method):
+    q, scale, zero_point = method(torch.zeros(2, 32), bits, 16, symmetric)
     assert (floats(q, scale, zero_point, 16) == 0).all()
     assert (scale != 0).all()
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+@pytest.mark.parametrize("size", [16, 48, None])
+def test_hqq_lowers_the_sum_that_it_is_to_lower(bits, symmetric, size):
+    weight, _ = layer(64, 112)
+    weight[::3, ::10] *= 4  # some outliers
+
+    def total(found):
+        return float((floats(*found, size) - weight).abs().pow(0.7).sum())
+
+    assert total(hqq(weight, bits, size, symmetric)) < 0.99 * total(rtn(weight, bits, size, symmetric))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("size", [16, 32])
+def test_awq_takes_the_scales_of_the_published_search(bits, size):
+    weight, data = layer(24, 96)
+    data = data * torch.logspace(0, 1, 96)
+    found = awq_scales(weight, data.T @ data / len(data), data.abs().mean(0), bits, size, False)
+    wanted = awq_search(weight.numpy(), data.numpy(), bits, size)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3)
+    assert found.max() > 1.1 * found.min()
