@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +82,11 @@ def autoround(
         export_format="auto_gptq",
         output_dir=str(folder),
     )
-    learning = prepare(learning, config)
-    for piece in pieces:
-        learning(piece[None])
-    convert(learning)  # packs block by block into files; what it returns is empty
+    with _quietly():
+        learning = prepare(learning, config)
+        for piece in pieces:
+            learning(piece[None])
+        convert(learning)  # packs block by block into files; what it returns is empty
     tensors: dict[str, Tensor] = {}
     for file in folder.rglob("*.safetensors"):
         tensors |= load_file(file)
@@ -93,6 +97,17 @@ def autoround(
         q, scale, zero_point = packed_integers(qweight, qzeros, scales, bits)
         found[name] = q[:, : model.get_submodule(name).in_features], scale, zero_point
     return found
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Both libraries log every setting."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
 
 
 def strung_together(batches: Batches) -> Tensor:
