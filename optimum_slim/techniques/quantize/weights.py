@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.data.stream import blocks_in_turn, products
+from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import Block, anatomy_of
 from optimum_slim.model.grids import Grid, note_grids, put_grids
 from optimum_slim.model.matrices import axis_of, matrix
@@ -57,6 +58,8 @@ class QuantizeWeights(Technique):
         size = self.group_size
         if size is not None and (size < SMALLEST_GROUP or size % SMALLEST_GROUP):
             yield f"group_size must be a multiple of {SMALLEST_GROUP}, as the file's blocks are, or null; not {size}"
+        if self.method == "autoround" and self.bits == 8 and not self.symmetric:
+            yield "symmetric must be true for autoround of 8 bits, which auto-round packs only so"
         if self.iterations < 1:
             yield f"iterations must be at least 1, not {self.iterations}"
         if not self.targets:
@@ -107,11 +110,12 @@ class QuantizeWeights(Technique):
         else:
             from optimum_slim.techniques.quantize.neural_compressor import autoround
 
-            found_all = autoround(
-                model, calibration_data, **groups, iterations=self.iterations, seed=seed, folder=workdir
-            )
+            learnt = autoround(model, calibration_data, **groups, iterations=self.iterations, seed=seed, folder=workdir)
+            lacking = [name for name in names if name not in learnt]
+            if lacking:
+                raise ModelError(f"auto-round leaves {', '.join(lacking)} as they are: name them under ignore")
             for name in names:
-                self._put(model, name, found_all[name])
+                self._put(model, name, learnt[name])
 
     @torch.no_grad()
     def _put(self, model: PreTrainedModel, name: str, found: Rounded) -> None:

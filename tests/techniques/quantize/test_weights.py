@@ -145,6 +145,7 @@ def test_only_what_needs_texts_asks_for_them():
         ({"group_size": 24}, "group_size must be a multiple of 16, as the file's blocks are, or null; not 24"),
         ({"group_size": 0}, "group_size must be a multiple of 16"),
         ({"iterations": 0}, "iterations must be at least 1"),
+        ({"method": "autoround", "bits": 8, "symmetric": False}, "symmetric must be true for autoround of 8 bits"),
         ({"targets": ()}, "targets must name roles"),
     ],
 )
