@@ -16,10 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim import processes
 from optimum_slim.data.texts import Extra, Texts, load_extra, load_texts, text_columns
+from optimum_slim.deploy.blocks import BLOCK_BITS, block_bytes
+from optimum_slim.deploy.choose import stores
 from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
-from optimum_slim.model.grids import why_not_keeping
+from optimum_slim.model.grids import grids_in, why_not_keeping
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.model.surgery import reshape
@@ -150,7 +152,7 @@ def planned(recipe: Recipe) -> Plan:
         mistakes += _tried(mistakes, lambda: [*unlike(taught_by, config, load_tokenizer(teacher), tokenizer)]) or []
     model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
     steps = _walk(recipe, model, taught_by or config, mistakes) if model is not None else []
-    mistakes += _undecidable(recipe, model) if model is not None else []
+    mistakes += _undecidable(recipe, model) + _unstorable(recipe, model) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
     models = tuple(find_model(source) for technique in recipe.steps for source in technique.models())
@@ -172,9 +174,10 @@ def planned(recipe: Recipe) -> Plan:
 
 
 def predicted_bytes(model: PreTrainedModel, precision: str) -> int:
-    """Bytes of the model's weights in an ONNX file: 8-bit linears and embeddings with their scales, the rest fp32."""
-    total, seen = 0, set()
-    for module in model.modules():
+    """Bytes of the model's weights in an ONNX file: linears and embeddings with their scales, the rest fp32."""
+    total, seen, grids = 0, set(), grids_in(model.config)
+    read_as_rows = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | Conv1D)}
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
@@ -182,8 +185,8 @@ def predicted_bytes(model: PreTrainedModel, precision: str) -> int:
             table = name == "weight" and isinstance(module, nn.Linear | Conv1D | nn.Embedding)
             if precision == "fp32" or not table:
                 total += 4 * parameter.numel()
-            elif precision == "int8-weights":
-                total += parameter.numel() + parameter.numel() // 8
+            elif precision in BLOCK_BITS and id(parameter) in read_as_rows:
+                total += block_bytes(parameter.numel(), grids.get(f"{path}.{name}") or {"bits": BLOCK_BITS[precision]})
             else:
                 total += parameter.numel() + 4 * parameter.shape[0]
     return total
@@ -272,6 +275,18 @@ def _undecidable(recipe: Recipe, model: PreTrainedModel) -> list[str]:
         for key, names in known.items()
         for name in (recipe.deploy.decided or {}).get(key, {})
         if name not in names
+    ]
+
+
+def _unstorable(recipe: Recipe, model: PreTrainedModel) -> list[str]:
+    """Whether the precision cannot keep the grids that the steps leave weights on."""
+    settled = recipe.deploy.settled
+    kinds = {(told["bits"], told["group_size"]) for told in grids_in(model.config).values()}
+    return [
+        f"deploy.precision: {settled} cannot store weights of {bits} bits in groups of {size or 'whole outputs'} as "
+        "they are; int8-weights and int4-weights can"
+        for bits, size in sorted(kinds, key=str)
+        if settled != "auto" and not stores(settled, bits, size)
     ]
 
 

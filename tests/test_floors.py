@@ -16,9 +16,10 @@ FLOORS = (
 HEIGHT = {name: -number for number, names in enumerate(FLOORS) for name in names.split()}
 FILES = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
 SHARED = (  # what techniques may import of their own floor
-    "techniques.technique", "techniques.prune.importance", "techniques.sparsify.allocation",
-    "techniques.sparsify.changing", "techniques.sparsify.masks", "techniques.sparsify.scores",
-    "techniques.sparsify.settings",
+    "techniques.technique", "techniques.prune.importance", "techniques.quantize.awq", "techniques.quantize.gptq",
+    "techniques.quantize.hqq", "techniques.quantize.neural_compressor", "techniques.quantize.rtn",
+    "techniques.sparsify.allocation", "techniques.sparsify.changing", "techniques.sparsify.masks",
+    "techniques.sparsify.scores", "techniques.sparsify.settings",
 )  # fmt: skip
 
 

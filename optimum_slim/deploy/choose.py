@@ -10,7 +10,9 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
+from optimum_slim.deploy.agreement import gated, texts_to_compare
 from optimum_slim.deploy.benchmark import Target, benchmark
+from optimum_slim.deploy.blocks import BLOCK_BITS
 from optimum_slim.deploy.budget import Budget, Judge
 from optimum_slim.deploy.calibration import Method
 from optimum_slim.deploy.export import onnx_bytes
@@ -23,7 +25,7 @@ from optimum_slim.errors import QualityError
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks.evaluate import Evaluation
 
-Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights"]
+Precision = Literal["auto", "fp32", "int8-dynamic", "int8-static", "int8-rows", "int8-weights", "int4-weights"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Deploy:
         chosen = (self.decided or {}).get("precision")
         if chosen is not None and chosen not in PRECISIONS:
             yield f"decided.precision must be one of {', '.join(PRECISIONS)}, not {chosen!r}"
+        level = (self.decided or {}).get("accuracy_level")
+        if level not in (None, 1, 4):
+            yield f"decided.accuracy_level must be 1 or 4, not {level!r}"
         for key in ("high", "denser"):
             weights = (self.decided or {}).get(key, {})
             if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
@@ -92,8 +97,9 @@ def choose_precision(
         original: folder of the original's fp32 export, where there is a budget.
 
     Returns:
-        The chosen candidate. What was decided is its `precision`, for sparse weights their `patterns`, and under a
-        budget the weights in fp32, `high`, each with its layer's share of what low precision changes.
+        The chosen candidate. What was decided is its `precision`, for sparse weights their `patterns`, for a decoder in
+        blocks its `accuracy_level` and why, and under a budget the weights in fp32, `high`, each with its layer's share
+        of what low precision changes.
 
     Raises:
         QualityError: the wanted precision, or each of them, costs more than `max_quality_loss`; or the budget cannot be
@@ -110,13 +116,20 @@ def choose_precision(
         "int8-static": {"texts": calibration, "method": deploy.calibration_method, "grids": grids},
         "int8-rows": {"group_size": deploy.group_size, "patterns": patterns, "grids": grids},
         "int8-weights": {"grids": grids},
+        "int4-weights": {"grids": grids},
     }
     high = (deploy.decided or {}).get("high", {}) if decided == fixed else {}
     options = {name: of_precision.get(name, {}) | ({"high": high} if high else {}) for name in names}
+    levels = {name: _known_level(deploy, name) for name in names if causal and name in BLOCK_BITS}
+    for name in levels:
+        options[name]["accuracy_level"] = levels[name].get("accuracy_level", 4)
     folders = make_precisions(source, work, options)
+    for name in [one for one in levels if not levels[one]]:
+        folders[name], levels[name] = gated(folders[name], texts_to_compare(validation, model.config.vocab_size))
+        options[name]["accuracy_level"] = levels[name]["accuracy_level"]
 
     def chosen(name: str) -> Chosen:
-        return Chosen(folders[name], _decided(name, patterns, high))
+        return Chosen(folders[name], _decided(name, patterns, high) | levels.get(name, {}))
 
     if budget is not None and original is not None:
         judge = Judge.of(validation, source) if validation is not None else None
@@ -125,7 +138,8 @@ def choose_precision(
         )
         best = within(search, folders, high, obeyed=decided == fixed != "auto")
         drop = best.losses.drop if best.losses else None
-        return Chosen(best.folder, _decided(best.precision, patterns, best.high), drop)
+        settled = _decided(best.precision, patterns, best.high) | levels.get(best.precision, {})
+        return Chosen(best.folder, settled, drop)
     if len(names) == 1 and (deploy.max_quality_loss is None or validation is None or fixed == "fp32"):
         return chosen(fixed)
     losses = quality_losses(source, folders, validation)
@@ -149,16 +163,33 @@ def choose_precision(
 
 
 def tried_by_auto(grids: Mapping[str, OnGrid], texts: bool) -> list[str]:
-    """The precisions that `auto` makes and compares: int8-static where training has learnt the ranges, and there are
-    `texts` to find the others on. Without that it costs each run a calibration, for about the speed and quality of
-    int8-dynamic."""
+    """The precisions that `auto` makes and compares: those that store the `grids`, and int8-static where training has
+    learnt the ranges, and there are `texts` to find the others on. Without that it costs each run a calibration, for
+    about the speed and quality of int8-dynamic."""
     learnt = texts and any(known.grid.input_scale is not None for known in grids.values())
-    return [name for name in PRECISIONS if name != "int8-static" or learnt]
+    kinds = {(known.grid.bits, known.grid.group_size) for known in grids.values()}
+    able = [name for name in PRECISIONS if all(stores(name, bits, size) for bits, size in kinds)]
+    return [name for name in able if name != "int8-static" or learnt]
+
+
+def stores(precision: str, bits: int, group_size: int | None) -> bool:
+    """Whether a precision keeps the integers of such a grid, or in fp32 what they stand for."""
+    if precision == "fp32" or precision in BLOCK_BITS:
+        return True
+    return group_size is None and (bits == 8 or precision != "int8-dynamic")
 
 
 def _decided(name: str, patterns: Mapping[str, str], high: Mapping[str, float]) -> dict[str, Any]:
     told = {"patterns": dict(patterns) if name == "int8-rows" else {}, "high": dict(high)}
     return {"precision": name, **{key: value for key, value in told.items() if value}}
+
+
+def _known_level(deploy: Deploy, precision: str) -> dict[str, Any]:
+    """What an earlier run decided about the accuracy level of this precision; empty where nothing is."""
+    decided = deploy.decided or {}
+    if decided.get("precision") != precision or "accuracy_level" not in decided:
+        return {}
+    return {key: decided[key] for key in ("accuracy_level", "token_agreement") if key in decided}
 
 
 def choose_patterns(model: PreTrainedModel, deploy: Deploy, causal: bool) -> dict[str, str]:

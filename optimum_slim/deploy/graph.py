@@ -172,39 +172,6 @@ def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[n
     return np.rint(groups / scale).astype(np.int8).reshape(weight.shape), scale[..., 0]
 
 
-def share_embedding_blocks(graph: onnx.ModelProto, tied: dict[str, str], block: int) -> None:
-    """Lets an embedding read the 8-bit blocks of the head that has the same weight (MatMulNBits), in place. Without
-    it the weight would stand in the file twice."""
-    for head, name in tied.items():
-        packed, scales = initializer(graph, f"{head}_Q8"), f"{head}_scales"
-        gathers = float_embeddings(graph).get(name)
-        if packed is None or not gathers:
-            continue
-        vocabulary, hidden = stored_array(graph, name).shape
-        if hidden % block:
-            continue
-        add_initializer(graph, f"{name}.sizes", np.array([vocabulary, hidden], dtype=np.int64))
-        rows = f"{packed.name}.rows"
-        graph.graph.node.insert(0, helper.make_node("Reshape", [packed.name, f"{name}.sizes"], [rows]))
-        for gather in gathers:
-            node = helper.make_node(
-                "GatherBlockQuantized",
-                [rows, gather.input[1], scales],
-                [gather.output[0]],
-                name=f"{gather.name}.blocks",
-                domain="com.microsoft",
-                bits=8,
-                block_size=block,
-                gather_axis=0,
-                quantize_axis=1,
-            )
-            replace_node(graph, gather, node)
-        shaped = stored_array(graph, scales).reshape(vocabulary, hidden // block)
-        graph.graph.initializer.remove(initializer(graph, scales))
-        add_initializer(graph, scales, shaped)
-        drop_unused(graph)
-
-
 def float_embeddings(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     """The float tables [rows, width] of at least 4096 values that Gather reads rows of, with the nodes that do."""
     tables = {

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
 from transformers import PreTrainedModel
 
 from optimum_slim.deploy.graph import quantized_rows, stored_array
-from optimum_slim.deploy.linears import Linear, linears_in
-from optimum_slim.deploy.names import told_of
+from optimum_slim.deploy.linears import Linear
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.grids import Grid, grids_of
@@ -59,15 +58,27 @@ def weight_integers(name: str, weight: np.ndarray, known: OnGrid | None) -> tupl
         return turned(integers), scale[:, 0], np.full(len(weight), MIDDLE, np.uint8)
     if known.grid.scale.shape[1] > 1:
         raise ModelError(f"{name}: a weight of {known.grid.scale.shape[1]} scales an output cannot be stored with one")
-    scale, zero_point = known.grid.scale.numpy(), known.grid.zero_point.numpy()
-    floats = (known.integers.astype(np.float32) - zero_point) * scale
+    integers, scale, zero_point = grouped_integers(name, weight, known)
+    return integers, scale[:, 0], zero_point[:, 0]
+
+
+def grouped_integers(name: str, weight: np.ndarray, known: OnGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of a grid with any number of scales an output.
+
+    Returns:
+        uint8 [outputs, inputs], scale float32 [outputs, groups], zero point uint8 [outputs, groups].
+
+    Raises:
+        ModelError: the weight is not what its grid says.
+    """
+    floats = known.grid.floats(torch.from_numpy(known.integers)).numpy()
     factor = np.float32(1)
     if not np.array_equal(floats, weight) and floats.shape == weight.shape:
         largest = np.abs(floats).argmax()
         factor = weight.flat[largest] / floats.flat[largest]
     if floats.shape != weight.shape or not np.allclose(floats * factor, weight, rtol=1e-6, atol=0):
         raise ModelError(f"{name}: the weight in the ONNX graph is not on the grid that quantization put it on")
-    return known.integers, scale[:, 0] * factor, zero_point[:, 0]
+    return known.integers, known.grid.scale.numpy() * factor, known.grid.zero_point.numpy()
 
 
 def signed_integers(
@@ -91,26 +102,3 @@ def signed_integers(
     if np.abs(centred).max() > 127:
         raise ModelError(f"{name}: its grid is not symmetric, as 8-bit integers around 0 are")
     return centred.astype(np.int8), np.repeat(scale[:, None], weight.shape[1] // (group_size or weight.shape[1]), 1)
-
-
-def blocks_on_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], block: int) -> dict[str, np.ndarray]:
-    """The tensors that hold weights which stand on a grid, as MatMulNBits reads them, under the names that its
-    quantizer gives: uint8 [outputs, blocks, block], zero point 128, and scales float32 [outputs * blocks].
-
-    Args:
-        graph: whose linears are MatMuls. grids: by torch name. block: inputs that share a scale.
-
-    Raises:
-        ModelError: as `signed_integers`.
-    """
-    found: dict[str, np.ndarray] = {}
-    for linear in linears_in(graph):
-        known = told_of(linear.nodes[0], grids)
-        if known is None:
-            continue
-        rows = rows_of(graph, linear)
-        integers, scale = signed_integers(linear.name, rows, known)
-        filled = np.pad(integers, ((0, 0), (0, -rows.shape[1] % block)))
-        found[f"{linear.weight}_Q8"] = turned(filled).reshape(len(rows), -1, block)
-        found[f"{linear.weight}_scales"] = np.repeat(scale, filled.shape[1] // block, 1).flatten()
-    return found

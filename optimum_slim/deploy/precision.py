@@ -10,30 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
+from optimum_slim.deploy.blocks import WEIGHT_BLOCK, AccuracyLevel, share_blocks, write_grids
 from optimum_slim.deploy.calibration import Method, input_ranges
 from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
     fold_transposed_weights,
     quantize_embeddings,
-    share_embedding_blocks,
     share_embeddings,
     sum_residuals,
     tied_heads,
     unsigned_weights,
 )
-from optimum_slim.deploy.integers import OnGrid, blocks_on_grids
+from optimum_slim.deploy.integers import OnGrid
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
-
-WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
 
 
 def prepared(source: Path) -> onnx.ModelProto:
@@ -110,33 +107,27 @@ def int8_weights(
     target: Path,
     grids: Mapping[str, OnGrid] | None = None,
     high: Collection[str] = (),
+    accuracy_level: AccuracyLevel = 4,
 ) -> None:
     """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
     (MatMulNBits): for decoders, which one activation scale per tensor ruins.
 
     Args:
-        grids: of weights that stand on one, by torch name: their blocks keep its integers.
-        high: weights that stay fp32, by torch name.
+        grids: of weights that stand on one, by torch name: they keep its integers, groups and bits.
+        high: weights that stay fp32, by torch name. accuracy_level: 1 leaves activations floats.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+    _in_blocks(graph, target, 8, grids or {}, high, accuracy_level)
 
-    fold_transposed_weights(graph)
-    tied = tied_heads(graph)
-    _gemms_to_matmuls(graph)
-    products, tables = _left(graph, high)
-    # accuracy_level 4 multiplies in int8; level 0 is about 20 times slower at one row.
-    config = DefaultWeightOnlyQuantConfig(block_size=WEIGHT_BLOCK, is_symmetric=True, accuracy_level=4, bits=8)
-    kept = blocks_on_grids(graph, grids or {}, WEIGHT_BLOCK)
-    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
-    with _quietly():
-        quantizer.process()
-    quantized = quantizer.model.model
-    for tensor in quantized.graph.initializer:
-        if tensor.name in kept:
-            tensor.CopyFrom(numpy_helper.from_array(kept[tensor.name], tensor.name))
-    share_embedding_blocks(quantized, {h: table for h, table in tied.items() if table not in tables}, WEIGHT_BLOCK)
-    quantize_embeddings(quantized, {}, tables)
-    save_onnx(quantized, target)
+
+def int4_weights(
+    graph: onnx.ModelProto,
+    target: Path,
+    grids: Mapping[str, OnGrid] | None = None,
+    high: Collection[str] = (),
+    accuracy_level: AccuracyLevel = 4,
+) -> None:
+    """The same with 4 bits for weights that no grid tells of, a head and the embedding that it shares included."""
+    _in_blocks(graph, target, 4, grids or {}, high, accuracy_level)
 
 
 def int8_rows(
@@ -171,6 +162,7 @@ PRECISIONS: dict[str, Callable[..., None]] = {
     "int8-static": int8_static,
     "int8-rows": int8_rows,
     "int8-weights": int8_weights,
+    "int4-weights": int4_weights,
 }
 
 
@@ -202,6 +194,26 @@ def make_precision(graph: onnx.ModelProto, source: Path, folder: Path, name: str
         shutil.copyfile(file, folder / file.name)
     PRECISIONS[name](graph, folder / "model.onnx", **options)
     return folder
+
+
+def _in_blocks(
+    graph: onnx.ModelProto, target: Path, bits: int, grids: Mapping[str, OnGrid], high: Collection[str], level: int
+) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    fold_transposed_weights(graph)
+    tied = tied_heads(graph)
+    _gemms_to_matmuls(graph)
+    products, tables = _left(graph, high)
+    write_grids(graph, grids, products, level)
+    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, accuracy_level=level, bits=bits)
+    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
+    with _quietly():
+        quantizer.process()
+    quantized = quantizer.model.model
+    share_blocks(quantized, {head: table for head, table in tied.items() if table not in tables})
+    quantize_embeddings(quantized, {}, tables)
+    save_onnx(quantized, target)
 
 
 def _left(graph: onnx.ModelProto, high: Collection[str]) -> tuple[list[str], set[str]]:

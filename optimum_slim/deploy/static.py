@@ -100,5 +100,6 @@ def _input_grid(linear: Linear, known: OnGrid | None, ranges: Mapping[str, Range
     grid = known.grid if known is not None else None
     if grid is not None and grid.input_scale is not None and grid.input_zero_point is not None:
         return float(grid.input_scale), int(grid.input_zero_point)
-    scale, zero_point = affine_scale(*map(torch.tensor, ranges[linear.x]))
+    low, high = ranges[linear.x]
+    scale, zero_point = affine_scale(torch.tensor(low), torch.tensor(high))
     return float(scale), int(zero_point)

@@ -23,6 +23,7 @@ class Anatomy:
     output: str  # the linear that mixes the heads' results
     ffn_in: tuple[str, ...]  # the linears whose outputs are the neurons
     ffn_out: str  # the linear that reads the neurons
+    norms: tuple[str, str] | None = None  # whose outputs projections, and ffn_in, alone read: of pre-norm families
     counts: dict[str, str] = field(default_factory=dict)  # attribute of `attention`: heads | width | queries_per_kv
     layers_key: str = "num_hidden_layers"
     heads_key: str = "num_attention_heads"
@@ -31,9 +32,7 @@ class Anatomy:
     reads_head_dim: bool = False  # the stock class takes `head_dim` from its config
     causal: bool = False
     layer_index: str | None = None  # attribute path, from the block, of the number that addresses the cache
-    attention_norm: str | None = None  # the norm that only the projections read; none where a residual reads it, too
-    ffn_norm: str | None = None  # the norm that only the feed-forward reads, likewise
-    norms_first_key: str | None = None  # config key that tells whether the norms stand there at all
+    norms_first_key: str | None = None  # config key that tells whether `norms` stand there at all
     activation_key: str = "hidden_act"
 
 
@@ -53,13 +52,12 @@ _LLAMA = Anatomy(
     output="self_attn.o_proj",
     ffn_in=("mlp.gate_proj", "mlp.up_proj"),
     ffn_out="mlp.down_proj",
+    norms=("input_layernorm", "post_attention_layernorm"),
     counts={"num_key_value_groups": "queries_per_kv"},
     kv_heads_key="num_key_value_heads",
     reads_head_dim=True,
     causal=True,
     layer_index="self_attn.layer_idx",
-    attention_norm="input_layernorm",
-    ffn_norm="post_attention_layernorm",
 )
 
 ANATOMIES: dict[str, Anatomy] = {
@@ -90,14 +88,13 @@ ANATOMIES: dict[str, Anatomy] = {
         output="attn.c_proj",
         ffn_in=("mlp.c_fc",),
         ffn_out="mlp.c_proj",
+        norms=("ln_1", "ln_2"),
         counts={"num_heads": "heads", "split_size": "width"},
         layers_key="n_layer",
         heads_key="n_head",
         ffn_key="n_inner",
         causal=True,
         layer_index="attn.layer_idx",
-        attention_norm="ln_1",
-        ffn_norm="ln_2",
         activation_key="activation_function",
     ),
     "opt": replace(
@@ -106,12 +103,11 @@ ANATOMIES: dict[str, Anatomy] = {
         output="self_attn.out_proj",
         ffn_in=("fc1",),
         ffn_out="fc2",
+        norms=("self_attn_layer_norm", "final_layer_norm"),
         counts={"num_heads": "heads"},
         ffn_key="ffn_dim",
         kv_heads_key=None,
         reads_head_dim=False,
-        attention_norm="self_attn_layer_norm",
-        ffn_norm="final_layer_norm",
         norms_first_key="do_layer_norm_before",
         activation_key="activation_function",
     ),
@@ -129,6 +125,18 @@ def anatomy_of(source: PreTrainedModel | PretrainedConfig) -> Anatomy:
         known = ", ".join(ANATOMIES)
         raise ModelError(f"models of type {config.model_type!r} are not supported; these are: {known}")
     return ANATOMIES[config.model_type]
+
+
+def norms_first(config: PretrainedConfig) -> tuple[str, str] | None:
+    """The norms that stand before attention and feed-forward, seen from a block, and that nothing else reads; None in
+    families whose residuals read them.
+
+    Raises:
+        ModelError: the family has no row.
+    """
+    anatomy = anatomy_of(config)
+    there = anatomy.norms_first_key is None or getattr(config, anatomy.norms_first_key)
+    return anatomy.norms if there else None
 
 
 @dataclass(frozen=True)

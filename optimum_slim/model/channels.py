@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from optimum_slim.model.anatomy import Block, blocks_of
-from optimum_slim.model.shape import Shape, shape_of
+from optimum_slim.model.anatomy import Block, blocks_of, norms_first
+from optimum_slim.model.matrices import matrix
+from optimum_slim.model.shape import shape_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Link:
     first: int  # of the writer's outputs, the one that is the first channel
     readers: tuple[str, ...]  # linears
     groups: tuple[int, int, int]  # how the readers' inputs lie: as [parts, copies of each, channels in a part]
+
+    @property
+    def copied(self) -> bool:
+        """Whether several inputs of a reader are one channel, as where query heads share a value head."""
+        return self.groups[1] > 1
 
     def shared(self, values: Tensor) -> Tensor:
         """The largest of what stands for each channel, as several inputs of a reader can be one channel.
@@ -52,35 +58,29 @@ class Link:
         parts, copies, size = self.groups
         inputs = scale.view(parts, 1, size).expand(parts, copies, size).flatten()
         for name in self.readers:
-            weight = inputs_last(model.get_submodule(name))
+            weight = matrix(model, name)
             weight.mul_(inputs.to(weight))
 
 
-def inputs_last(linear: Any) -> Tensor:
-    """The weight of a linear as [outputs, inputs], in the memory where it lies."""
-    return linear.weight.data.T if isinstance(linear, Conv1D) else linear.weight.data
-
-
 def links_of(model: PreTrainedModel) -> list[Link]:
-    """The links inside the blocks of a model, block by block: the norms before attention and feed-forward where no
-    residual reads them, values to the output of attention, and neurons whose activation lets a scale through."""
-    shape = shape_of(model)
-    return [link for block in blocks_of(model) for link in _links(model.config, block, shape)]
+    """The links inside the blocks of a model, block by block."""
+    return [link for block in blocks_of(model) for link in links_in(model, block)]
 
 
-def _links(config: PretrainedConfig, block: Block, shape: Shape) -> Iterator[Link]:
-    anatomy, sizes = block.anatomy, shape.blocks[block.index]
-    hidden = config.hidden_size
+def links_in(model: PreTrainedModel, block: Block) -> Iterator[Link]:
+    """The links of a block: the norm before attention where no residual reads it, values to the output of attention,
+    the norm before the feed-forward likewise, and neurons whose activation lets a scale through."""
+    anatomy, shape = block.anatomy, shape_of(model)
+    sizes, hidden = shape.blocks[block.index], (1, 1, model.config.hidden_size)
     projections = tuple(f"{block.name}.{path}" for path in anatomy.projections)
     ffn_in = tuple(f"{block.name}.{path}" for path in anatomy.ffn_in)
-    norms_first = anatomy.norms_first_key is None or getattr(config, anatomy.norms_first_key)
-    if anatomy.attention_norm and norms_first:
-        yield Link(block.name_of("attention_norm"), 0, projections, (1, 1, hidden))
-    whole = len(projections) == 1
+    norms = norms_first(model.config)
+    if norms:
+        yield Link(f"{block.name}.{norms[0]}", 0, projections, hidden)
+    first = 2 * sizes.heads * shape.head_dim if len(projections) == 1 else 0
     groups = (sizes.kv_heads, sizes.heads // sizes.kv_heads, shape.head_dim)
-    first = 2 * sizes.heads * shape.head_dim if whole else 0
     yield Link(projections[-1], first, (block.name_of("output"),), groups)
-    if anatomy.ffn_norm and norms_first:
-        yield Link(block.name_of("ffn_norm"), 0, ffn_in, (1, 1, hidden))
-    if len(ffn_in) > 1 or getattr(config, anatomy.activation_key) == "relu":
+    if norms:
+        yield Link(f"{block.name}.{norms[1]}", 0, ffn_in, hidden)
+    if len(ffn_in) > 1 or getattr(model.config, anatomy.activation_key) == "relu":
         yield Link(ffn_in[-1], 0, (block.name_of("ffn_out"),), (1, 1, sizes.ffn))

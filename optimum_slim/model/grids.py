@@ -27,13 +27,14 @@ class Grid:
     """How a weight and what enters its linear become integers. The parameter itself holds the dequantized weight,
     `(integer - zero_point) * scale` in float32.
 
-    Integers run from 0 to 2^bits - 1; a symmetric grid has its zero point in the middle, 128 of 8 bits.
+    Integers run from 0 to 2^bits - 1; a symmetric grid has its zero point in the middle, 128 of 8 bits. A scale below 0
+    turns its group around: it then has an integer more above zero than below.
     """
 
-    scale: Tensor  # float32 [outputs, groups]
+    scale: Tensor  # float32 [outputs, groups], not 0
     zero_point: Tensor  # uint8 [outputs, groups]
     bits: int = 8
-    group_size: int | None = None  # inputs that share a scale; None: all of an output
+    group_size: int | None = None  # inputs that share a scale, the last of an output maybe fewer; None: all of it
     axis: int = 0  # of the parameter that counts outputs: 1 in a Conv1D
     input_scale: Tensor | None = None  # float32 [], of what enters the linear, for all of it; None: not known
     input_zero_point: Tensor | None = None  # uint8 []
@@ -48,16 +49,28 @@ class Grid:
             ModelError: the weight is not on the grid: it changed after it was quantized.
         """
         rows = weight.detach().float().cpu().movedim(self.axis, 0)
-        outputs, groups = self.scale.shape
-        if outputs == rows.shape[0] and rows.shape[1] % groups == 0:
-            parts = rows.reshape(outputs, groups, -1)
-            scale, zero_point = self.scale[..., None], self.zero_point[..., None].int()
-            found = rounded(parts, scale, zero_point, self.bits)
-            if torch.equal((found - zero_point) * scale, parts):
-                return found.to(torch.uint8).view(rows.shape)
+        if self.scale.shape == (rows.shape[0], groups_of(rows.shape[1], self.group_size)):
+            scale, zero_point = self.spread(self.scale, rows.shape[1]), self.spread(self.zero_point, rows.shape[1])
+            found = rounded(rows, scale, zero_point.int(), self.bits)
+            if torch.equal((found - zero_point.int()) * scale, rows):
+                return found.to(torch.uint8)
         raise ModelError(
             f"{name} is not on the grid of {GRIDS_FILE}: the weight was changed after it was quantized; quantize last"
         )
+
+    def floats(self, integers: Tensor) -> Tensor:
+        """The weights that integers [outputs, inputs] stand for: float32 of that shape."""
+        scale, zero_point = (self.spread(one, integers.shape[1]) for one in (self.scale, self.zero_point))
+        return (integers.int() - zero_point.int()) * scale
+
+    def spread(self, values: Tensor, inputs: int) -> Tensor:
+        """What holds for groups [outputs, groups], for each input: [outputs, inputs]."""
+        return values.repeat_interleave(self.group_size or inputs, 1)[:, :inputs]
+
+
+def groups_of(inputs: int, group_size: int | None) -> int:
+    """How many groups an output has."""
+    return -(-inputs // (group_size or inputs))
 
 
 def note_grids(
@@ -166,18 +179,16 @@ def why_not_keeping(config: PretrainedConfig) -> Iterator[str]:
 def _misfit(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any]) -> str:
     """What is wrong with the tensors of a grid; empty where nothing is."""
     outputs, inputs = weight.movedim(settings["axis"], 0).shape
-    size = settings["group_size"] or inputs
-    if inputs % size:
-        return f"groups of {size} do not divide {inputs} inputs"
+    groups = groups_of(inputs, settings["group_size"])
     kinds = {"scale": torch.float32, "zero_point": torch.uint8}
     for part, kind in kinds.items():
-        for key, shape in ((part, (outputs, inputs // size)), (f"input_{part}", ())):
+        for key, shape in ((part, (outputs, groups)), (f"input_{part}", ())):
             if key not in parts and key == part:
                 return f"{key} is missing"
             if key in parts and (parts[key].dtype != kind or tuple(parts[key].shape) != shape):
                 return f"{key} must be {kind} of shape {list(shape)}"
-            if key in parts and part == "scale" and not (parts[key].isfinite() & (parts[key] > 0)).all():
-                return f"{key} must be above 0"
+            if key in parts and part == "scale" and not (parts[key].isfinite() & (parts[key] != 0)).all():
+                return f"{key} must be finite and not 0"
     return "" if ("input_scale" in parts) == ("input_zero_point" in parts) else "half of the input's grid is missing"
 
 

@@ -23,6 +23,7 @@ BUILT_IN: dict[str, str] = {
     "distill.attentions": "DistillAttentions",
     "quantize.smooth": "QuantizeSmooth",
     "quantize.aware": "QuantizeAware",
+    "quantize.weights": "QuantizeWeights",
 }
 
 ENTRY_POINTS = "optimum_slim.techniques"

@@ -23,6 +23,7 @@ STORED = {
     "int8-static": "int8 static",
     "int8-rows": "int8",
     "int8-weights": "8-bit blocks",
+    "int4-weights": "4-bit blocks",
 }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimum_slim.model.channels import inputs_last, links_of
+from optimum_slim.model.channels import links_of
+from optimum_slim.model.matrices import matrix
 from optimum_slim.techniques.prune.ffn import PruneFFN
 from optimum_slim.techniques.prune.heads import PruneHeads
 from tests.contracts import all_answers, supplies_for
@@ -25,7 +26,7 @@ def drawn(channels):
 def moved(model):
     """Moves a scale of its own through every link."""
     for link in links_of(model):
-        inputs = inputs_last(model.get_submodule(link.readers[0])).shape[1]
+        inputs = matrix(model, link.readers[0]).shape[1]
         link.move(model, drawn(len(link.shared(torch.ones(inputs)))))
 
 

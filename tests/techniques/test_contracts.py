@@ -17,7 +17,7 @@ Logits, HiddenStates, Relations, Attentions = map(
 )
 Magnitude, Wanda, SparseGPT = map(technique_class, ("sparsify.magnitude", "sparsify.wanda", "sparsify.sparsegpt"))
 Gradual, Evolve = map(technique_class, ("sparsify.gradual", "sparsify.evolve"))
-Aware = technique_class("quantize.aware")
+Aware, Weights = technique_class("quantize.aware"), technique_class("quantize.weights")
 
 
 def learning(*losses, **settings):
@@ -45,6 +45,10 @@ CASES = {
     "training of attention": (learning(Relations(), Attentions(), labels=0.5), ("roberta", "qwen3")),
     "more and more zeros": (learning(Logits(), Gradual(ratio=0.5, pattern="4x2", every=1)), ("gpt2",)),
     "rounding": (learning(Logits(), Aware(delay=0)), ("distilbert", "mistral", "gpt2")),
+    "rounding to nearest": (Weights(method="rtn", bits=8), ("roberta",)),
+    "rounding by GPTQ": (Weights(), ("opt",)),
+    "rounding by AWQ": (Weights(method="awq", symmetric=False), ("qwen3",)),
+    "rounding by HQQ": (Weights(method="hqq", group_size=None), ("gpt2",)),
     "moving zeros": (learning(Logits(), Evolve(start="random", ratio=0.5, pattern="2:4", every=1)), ("roberta",)),
 }
 IDLE = (
@@ -63,7 +67,7 @@ IDLE = (
 
 def matrix():
     for name, (technique, shown) in CASES.items():
-        for family in GROUPED if isinstance(technique, KVHeads) else FAMILIES:
+        for family in GROUPED if isinstance(technique, KVHeads) else DECODERS if name.endswith("AWQ") else FAMILIES:
             marks = () if family in shown else pytest.mark.slow
             yield pytest.param(technique, family, id=f"{name}-{family}", marks=marks)
 

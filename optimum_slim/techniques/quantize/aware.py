@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.kernels.packing import MIDDLE
 from optimum_slim.model.grids import Grid, note_grids, put_grids
+from optimum_slim.model.matrices import axis_of
 from optimum_slim.model.rounding import rounded, symmetric_scale
 from optimum_slim.model.targets import idle_entries, targeted
 from optimum_slim.training.fake_quantize import fake_quantize, fake_quantize_weight, grid_of_range, moved_range
@@ -53,7 +53,7 @@ class QuantizeAware(Trained):
 
     def note(self, model: PreTrainedModel) -> None:
         names = targeted(model, self.targets, self.ignore)
-        note_grids(model.config, {f"{name}.weight": _axis(model.get_submodule(name)) for name in names})
+        note_grids(model.config, {f"{name}.weight": axis_of(model.get_submodule(name)) for name in names})
 
     def begin(self, model: PreTrainedModel, teacher: PreTrainedModel | None) -> None:
         self.rounds_inputs, self.device = self.delay == 0, model.device
@@ -97,7 +97,7 @@ class QuantizeAware(Trained):
         self.ranges, self.seen, self.before = {}, {}, {}
 
     def _forward(self, name: str, linear: Any) -> Callable[[Tensor], Tensor]:
-        axis = _axis(linear)
+        axis = axis_of(linear)
 
         def forward(x: Tensor) -> Tensor:
             weight = fake_quantize_weight(linear.weight, axis)
@@ -115,15 +115,10 @@ class QuantizeAware(Trained):
         return fake_quantize(x, *grid_of_range(self.ranges.get(name, seen)))
 
 
-def _axis(linear: nn.Module) -> int:
-    """The dimension of a linear's weight that counts outputs."""
-    return 1 if isinstance(linear, Conv1D) else 0
-
-
 @torch.no_grad()
 def _put_on_grid(linear: Any, ends: Tensor | None) -> Grid:
     """Rounds a weight to its grid, in place, and returns the grid."""
-    axis = _axis(linear)
+    axis = axis_of(linear)
     rows = linear.weight.data.movedim(axis, 0)
     scale = symmetric_scale(rows)
     rows.copy_((rounded(rows, scale, torch.tensor(MIDDLE)) - MIDDLE) * scale)

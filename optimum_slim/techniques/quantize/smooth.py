@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches, input_absmax
-from optimum_slim.model.channels import Link, inputs_last, links_of
+from optimum_slim.model.channels import Link, links_of
 from optimum_slim.model.checkpoint import empty_model
+from optimum_slim.model.matrices import matrix
 from optimum_slim.model.shape import Shape
 from optimum_slim.model.targets import idle_entries, targeted
 from optimum_slim.techniques.technique import Technique
@@ -61,7 +62,7 @@ class QuantizeSmooth(Technique):
         links = self.links(model)
         inputs = input_absmax(model, [link.readers[0] for link in links], calibration_data)
         for link in links:
-            weights = torch.stack([inputs_last(model.get_submodule(name)).abs().amax(0) for name in link.readers])
+            weights = torch.stack([matrix(model, name).abs().amax(0) for name in link.readers])
             largest = link.shared(inputs[link.readers[0]])
             scale = smooth_scales(largest, link.shared(weights.amax(0)), self.alpha)
             link.move(model, scale.where(largest > 0, 1.0))  # nothing is known of a channel that no text has used

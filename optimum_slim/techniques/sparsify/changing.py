@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from optimum_slim.model.matrices import matrix, turned
 from optimum_slim.model.shape import shape_in
 from optimum_slim.model.sparsity import sparsity_in
-from optimum_slim.techniques.sparsify.masks import matrix, spread, turned, whole_blocks
+from optimum_slim.techniques.sparsify.masks import spread, whole_blocks
 from optimum_slim.techniques.sparsify.settings import Blocks, Sparsify
 from optimum_slim.training.trained import Step, Trained
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.model.checkpoint import empty_model
+from optimum_slim.model.matrices import matrix
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.techniques.sparsify.changing import ChangingZeros, gradient
-from optimum_slim.techniques.sparsify.masks import block_sums, lowest_in_rows, lowest_two_of_four, matrix, spread
+from optimum_slim.techniques.sparsify.masks import block_sums, lowest_in_rows, lowest_two_of_four, spread
 from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.training.trained import Step
 

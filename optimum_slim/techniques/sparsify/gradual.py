@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from optimum_slim.model.matrices import matrix
 from optimum_slim.techniques.sparsify.allocation import MOST
 from optimum_slim.techniques.sparsify.changing import ChangingZeros, gradient, loaded
-from optimum_slim.techniques.sparsify.masks import block_sums, lowest_in_rows, lowest_two_of_four, matrix, spread
+from optimum_slim.techniques.sparsify.masks import block_sums, lowest_in_rows, lowest_two_of_four, spread
 from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.training.trained import Step
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.model.anatomy import blocks_of
+from optimum_slim.model.matrices import matrix
 from optimum_slim.techniques.sparsify.allocation import allocated
-from optimum_slim.techniques.sparsify.masks import lowest, matrix
+from optimum_slim.techniques.sparsify.masks import lowest
 from optimum_slim.techniques.sparsify.settings import Sparsify
 
 

@@ -4,20 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.kernels.pattern import pattern_named
-
-
-def matrix(model: PreTrainedModel, name: str) -> Tensor:
-    """The weight of a linear as [outputs, inputs]: a view, so that what is written into it stands in the model."""
-    return turned(model, name, model.get_parameter(f"{name}.weight").data)
-
-
-def turned(model: PreTrainedModel, name: str, tensor: Tensor) -> Tensor:
-    """A tensor of the shape of a linear's weight as [outputs, inputs], or from there as the linear keeps it: a view."""
-    return tensor.T if isinstance(model.get_submodule(name), Conv1D) else tensor
 
 
 def block_sums(scores: Tensor, pattern: str) -> Tensor:

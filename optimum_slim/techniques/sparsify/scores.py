@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.data.stream import blocks_in_turn, squares
-from optimum_slim.techniques.sparsify.masks import matrix
+from optimum_slim.model.matrices import matrix
 
 
 def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.data.stream import blocks_in_turn, products
+from optimum_slim.model.hessian import inverse_root
+from optimum_slim.model.matrices import matrix
 from optimum_slim.techniques.sparsify.allocation import allocated
-from optimum_slim.techniques.sparsify.masks import block_sums, lowest_two_of_four, matrix, spread
+from optimum_slim.techniques.sparsify.masks import block_sums, lowest_two_of_four, spread
 from optimum_slim.techniques.sparsify.scores import dense_scores
 from optimum_slim.techniques.sparsify.settings import Sparsify
 
@@ -63,24 +65,13 @@ def sparsegpt(
     new = weight.float().clone()
     if not ratio:
         return new
-    root = _inverse_root(new, hessian.float().clone(), damp)
+    root = inverse_root(new, hessian.float().clone(), damp)
     for start in range(0, new.shape[1], block_size):
         columns = slice(start, min(start + block_size, new.shape[1]))
         part, errors = _sparse_columns(new[:, columns], root[columns, columns], ratio, pattern)
         new[:, columns] = part
         new[:, columns.stop :] -= errors @ root[columns, columns.stop :]
     return new
-
-
-def _inverse_root(weight: Tensor, hessian: Tensor, damp: float) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse, [K, K]. Both arguments are changed: weights of inputs
-    that are always 0 become 0."""
-    diagonal = hessian.diagonal()
-    dead = diagonal == 0
-    diagonal[dead] = 1
-    weight[:, dead] = 0
-    diagonal += damp * hessian.diag().mean()  # of a copy in one piece: summed in the order of the published code
-    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
 
 
 def _sparse_columns(weight: Tensor, root: Tensor, ratio: float, pattern: str) -> tuple[Tensor, Tensor]:

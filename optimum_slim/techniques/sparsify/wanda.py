@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.data.stream import blocks_in_turn, squares
+from optimum_slim.model.matrices import matrix
 from optimum_slim.techniques.sparsify.allocation import allocated
-from optimum_slim.techniques.sparsify.masks import lowest, matrix
+from optimum_slim.techniques.sparsify.masks import lowest
 from optimum_slim.techniques.sparsify.scores import dense_scores, wanda_scores
 from optimum_slim.techniques.sparsify.settings import Sparsify
 

@@ -69,3 +69,40 @@ def test_static_int8_needs_texts_to_calibrate(content, tmp_path):
     refused(content | {"data": data}, "deploy.precision: int8-static needs a train split")
     decided = {"precision": "auto", "decided": {"precision": "int8-static"}, "target": {"tokens": [16]}}
     refused(content | {"data": data, "deploy": decided}, "deploy.precision: int8-static needs a train split")
+
+
+WEIGHTS = {"quantize.weights": {"method": "rtn"}}
+
+
+@pytest.mark.parametrize("precision", ["int8-dynamic", "int8-static", "int8-rows"])
+def test_a_precision_that_cannot_keep_groups_is_refused(content, precision):
+    told = f"deploy.precision: {precision} cannot store weights of 4 bits in groups of 32"
+    deploy = content["deploy"] | {"precision": precision}
+    refused(content | {"steps": [WEIGHTS], "deploy": deploy}, told)
+
+
+@pytest.mark.parametrize("step", ["sparsify.magnitude", AWARE, WEIGHTS], ids=str)
+def test_nothing_moves_rounded_weights(content, step):
+    deploy = content["deploy"] | {"precision": "int4-weights"}
+    told = "it would move weights off the grid that quantization put them on"
+    refused(content | {"steps": [WEIGHTS, step], "deploy": deploy}, told)
+
+
+def test_methods_that_look_at_texts_need_them(content):
+    deploy = content["deploy"] | {"precision": "int4-weights", "max_quality_loss": None}
+    steps = {"steps": [{"quantize.weights": {"method": "gptq"}}], "deploy": deploy}
+    refused(content | steps | {"data": {}}, "steps.0.quantize.weights needs texts: give `data:` a source")
+    planned(read_recipe(content | {"steps": [WEIGHTS], "deploy": deploy, "data": {}}))
+
+
+def test_bytes_are_foretold_for_the_bits_of_the_grids_and_of_the_others(content):
+    def foretold(precision, *steps):
+        deploy = content["deploy"] | {"precision": precision}
+        return planned(read_recipe(content | {"steps": list(steps), "deploy": deploy})).steps[-1].predicted_bytes
+
+    inside = 3 * (4 * 64 * 64 + 2 * 64 * 128)
+    eight, four = foretold("int8-weights", WEIGHTS), foretold("int4-weights", WEIGHTS)
+    outside = 64 * 64 + 2 * 64  # pooler and classifier
+    assert eight - four == outside // 2
+    wide = {"quantize.weights": {"method": "rtn", "bits": 8, "group_size": 128}}
+    assert foretold("int8-weights", wide) - eight == inside // 2 + inside // 32 - inside // 8

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from optimum_slim.model.matrices import matrix
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
-from optimum_slim.techniques.sparsify.masks import block_sums, matrix
+from optimum_slim.techniques.sparsify.masks import block_sums
 from optimum_slim.techniques.train import Train
 from optimum_slim.training.batches import TrainingData
 from tests.tiny import VOCABULARY, tiny, tiny_tokenizer

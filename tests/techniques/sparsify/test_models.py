@@ -9,9 +9,10 @@ import torch
 from optimum_slim.data.statistics import input_grams
 from optimum_slim.errors import RecipeError
 from optimum_slim.model.anatomy import blocks_of
+from optimum_slim.model.matrices import matrix
 from optimum_slim.model.sparsity import sparse_weights, sparsity_in
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude
-from optimum_slim.techniques.sparsify.masks import block_sums, lowest, matrix
+from optimum_slim.techniques.sparsify.masks import block_sums, lowest
 from optimum_slim.techniques.sparsify.scores import wanda_scores
 from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.techniques.sparsify.sparsegpt import SparsifySparseGPT, sparsegpt

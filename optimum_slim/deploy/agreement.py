@@ -1,0 +1,92 @@
+"""Do rounded activations choose other tokens? A decoder of blocks is compared with itself on activations in floats."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from optimum_slim.data.statistics import Batches
+from optimum_slim.deploy.export import save_onnx
+from optimum_slim.deploy.verify import first_output, load_ort
+from optimum_slim.tasks import TextGeneration
+from optimum_slim.tasks.evaluate import Evaluation
+
+LEAST = 0.9  # of tokens must be the same: nearly equal ones aside, rounding leaves 95 to 99 % as they are
+TOKENS = 2048  # that are compared, at least where there are so many
+UNKNOWN = (4, 128)  # texts and tokens that are drawn where there are no texts
+
+
+def gated(folder: Path, batches: Batches) -> tuple[Path, dict[str, Any]]:
+    """The folder of a decoder's file of blocks, whose activations are rounded (`accuracy_level` 4), or where that
+    changes too many tokens of one whose activations stay floats (1), which is many times slower for single tokens.
+
+    Args:
+        folder: with the model.onnx and its config.json. batches: tokenized texts with an `attention_mask`.
+
+    Returns:
+        Besides the folder what was decided: `accuracy_level`, and the `token_agreement` that it was decided by.
+    """
+    exact = folder.with_name(f"{folder.name}-exact")
+    shutil.rmtree(exact, ignore_errors=True)
+    shutil.copytree(folder, exact, ignore=shutil.ignore_patterns("*.onnx*"))
+    graph = onnx.load(folder / "model.onnx")
+    set_level(graph, 1)
+    save_onnx(graph, exact / "model.onnx")
+    agreement = round(token_agreement(load_ort(folder, TextGeneration), load_ort(exact, TextGeneration), batches), 4)
+    if agreement < LEAST:
+        return exact, {"accuracy_level": 1, "token_agreement": agreement}
+    shutil.rmtree(exact)
+    return folder, {"accuracy_level": 4, "token_agreement": agreement}
+
+
+def token_agreement(model: Any, other: Any, batches: Batches) -> float:
+    """The share of real tokens behind which two decoders, torch or ORT, expect the same token most."""
+    same = count = 0
+    for batch in batches:
+        real = batch["attention_mask"].bool()
+        first, second = (first_output(one, batch)[real].argmax(-1) for one in (model, other))
+        same, count = same + int((first == second).sum()), count + len(first)
+    return same / count
+
+
+def texts_to_compare(validation: Evaluation | None, vocabulary: int) -> list[dict[str, Tensor]]:
+    """Texts of validation, one a batch, from all over each set until there are `TOKENS`; where there are none, tokens
+    drawn at random, the same every time."""
+    if validation is None:
+        draw = torch.Generator().manual_seed(0)
+        ids = torch.randint(min(5, vocabulary - 1), vocabulary, UNKNOWN, generator=draw)
+        return [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
+    chosen, tokens = list[dict[str, Tensor]](), 0
+    for example in _in_turn(validation):
+        if tokens >= TOKENS:
+            break
+        batch = {key: one for key, one in validation.task.collate([example]).items() if key != "labels"}
+        chosen.append(batch)
+        tokens += int(batch["attention_mask"].sum())
+    return chosen
+
+
+def set_level(graph: onnx.ModelProto, level: int) -> None:
+    """Sets the accuracy level of all products in blocks, in place."""
+    for node in graph.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
+                attribute.i = level
+
+
+def _in_turn(validation: Evaluation) -> Iterator[Any]:
+    """One text of each set, then the next of each."""
+    sets = [iter(rows) for rows in validation.sets.values()]
+    while sets:
+        for rows in list(sets):
+            example = next(rows, None)
+            if example is None:
+                sets.remove(rows)
+            else:
+                yield example

@@ -1,0 +1,165 @@
+"""Linears whose weights stand in blocks of inputs with a scale each (MatMulNBits), and embeddings that read the blocks
+of their head (GatherBlockQuantized)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from optimum_slim.deploy.graph import (
+    add_initializer,
+    drop_unused,
+    float_embeddings,
+    initializer,
+    replace_node,
+    stored_array,
+)
+from optimum_slim.deploy.integers import OnGrid, grouped_integers, rows_of
+from optimum_slim.deploy.linears import linears_in
+from optimum_slim.deploy.names import told_of
+from optimum_slim.deploy.wiring import attribute_of
+from optimum_slim.errors import ModelError
+
+# 4: activations are rounded to 8 bits, a scale for each row and block. 1: they stay floats.
+AccuracyLevel = Literal[1, 4]
+
+BLOCK_BITS = {"int8-weights": 8, "int4-weights": 4}  # of weights that no grid tells of, by precision
+WEIGHT_BLOCK = 32  # inputs that share a scale, where no grid tells
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 256  # that ONNX Runtime has; blocks are powers of two
+
+
+def block_of(group_size: int | None) -> int:
+    """The inputs of a block, for a grid with so many in a group: a group may be several blocks with one scale.
+
+    Raises:
+        ModelError: there is no such block.
+    """
+    if group_size is None:
+        return WEIGHT_BLOCK
+    block = min(group_size & -group_size, LARGEST_BLOCK)
+    if block < SMALLEST_BLOCK:
+        raise ModelError(f"groups of {group_size} inputs cannot be stored in blocks: multiples of {SMALLEST_BLOCK} can")
+    return block
+
+
+def block_bytes(weights: int, told: Mapping[str, Any]) -> int:
+    """Bytes of a weight in blocks, its scales included, roughly.
+
+    Args:
+        weights: how many there are. told: its `bits`, and its `group_size` where it stands on a grid.
+    """
+    return weights * (4 if told["bits"] <= 4 else 8) // 8 + 4 * weights // block_of(told.get("group_size"))
+
+
+def write_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], high: Collection[str], level: int) -> None:
+    """Writes the linears whose weights stand on a grid with the grid's integers, in place: in 4 bits those of up to 4,
+    else in 8.
+
+    Args:
+        graph: whose linears are MatMuls. grids: by torch name. high: names of products that stay floats.
+        level: an `AccuracyLevel`.
+
+    Raises:
+        ModelError: a weight is not what its grid says, or its groups cannot be stored.
+    """
+    for linear in list(linears_in(graph)):
+        node, known = linear.nodes[0], told_of(linear.nodes[0], grids)
+        if known is None or node.name in high:
+            continue
+        rows = rows_of(graph, linear)
+        bits = 4 if known.grid.bits <= 4 else 8
+        tensors = block_tensors(*grouped_integers(linear.name, rows, known), known.grid.group_size, bits)
+        names = [f"{linear.weight}_Q{bits}", f"{linear.weight}_scales", f"{linear.weight}_zero_points"]
+        if initializer(graph, names[0]) is None:  # layers may share it
+            for name, value in zip(names, tensors, strict=False):
+                add_initializer(graph, name, value)
+        made = helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *names[: len(tensors)]],
+            [node.output[0]],
+            name=f"{node.name}_Q{bits}",
+            domain="com.microsoft",
+            K=rows.shape[1],
+            N=rows.shape[0],
+            bits=bits,
+            block_size=block_of(known.grid.group_size),
+            accuracy_level=level,
+        )
+        replace_node(graph, node, made)
+    drop_unused(graph)
+
+
+def block_tensors(
+    integers: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, group_size: int | None, bits: int
+) -> tuple[np.ndarray, ...]:
+    """The tensors of a weight as MatMulNBits reads them; blocks beyond the last input are filled up with zeros.
+
+    Args:
+        integers: uint8 [N, K] within 0..2^bits - 1. scale: float32 [N, groups]. zero_point: uint8 [N, groups].
+        group_size: inputs of a group; None: all K. bits: 4 or 8.
+
+    Returns:
+        uint8 [N, blocks, block * bits / 8], two integers a byte where they have 4 bits, the first one low; scales
+        float32 [N * blocks]; and unless they all are the middle, zero points uint8 [N, bytes], packed likewise.
+    """
+    outputs, inputs = integers.shape
+    block = block_of(group_size)
+    blocks = -(-inputs // block)
+    of_block = np.minimum(np.arange(blocks) * block // (group_size or inputs), scale.shape[1] - 1)
+    zero_points = zero_point[:, of_block]
+    filled = np.repeat(zero_points, block, 1)
+    filled[:, :inputs] = integers
+    tensors = (packed(filled, bits).reshape(outputs, blocks, -1), scale[:, of_block].astype(np.float32).flatten())
+    if (zero_points == 2 ** (bits - 1)).all():
+        return tensors
+    return (*tensors, packed(zero_points, bits))
+
+
+def packed(values: np.ndarray, bits: int) -> np.ndarray:
+    """Integers [rows, columns] of 4 or 8 bits as bytes; an odd row ends with a 0."""
+    if bits == 8:
+        return values
+    even = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
+    return even[:, ::2] | even[:, 1::2] << 4
+
+
+def share_blocks(graph: onnx.ModelProto, tied: Mapping[str, str]) -> None:
+    """Lets an embedding read the blocks of the head that has the same weight, in place. Without it the weight would
+    stand in the file twice.
+
+    Args:
+        tied: the embedding's name by the name of the head's weight, before it stood in blocks.
+    """
+    for node in [one for one in graph.graph.node if one.op_type == "MatMulNBits"]:
+        head, _, ending = node.input[1].rpartition("_Q")
+        gathers = float_embeddings(graph).get(tied.get(head, "")) if ending else None
+        if not gathers:
+            continue
+        name, bits, block = tied[head], attribute_of(node, "bits", 4), attribute_of(node, "block_size", 0)
+        vocabulary, hidden = stored_array(graph, name).shape
+        if hidden % block:
+            continue
+        rows = f"{node.input[1]}.rows"
+        add_initializer(graph, f"{name}.sizes", np.array([vocabulary, hidden * bits // 8], dtype=np.int64))
+        graph.graph.node.insert(0, helper.make_node("Reshape", [node.input[1], f"{name}.sizes"], [rows]))
+        for gather in gathers:
+            reading = helper.make_node(
+                "GatherBlockQuantized",
+                [rows, gather.input[1], *node.input[2:4]],
+                [gather.output[0]],
+                name=f"{gather.name}.blocks",
+                domain="com.microsoft",
+                bits=bits,
+                block_size=block,
+                gather_axis=0,
+                quantize_axis=1,
+            )
+            replace_node(graph, gather, reading)
+        shaped = stored_array(graph, node.input[2]).reshape(vocabulary, hidden // block)
+        graph.graph.initializer.remove(initializer(graph, node.input[2]))
+        add_initializer(graph, node.input[2], shaped)
+        drop_unused(graph)
