@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from optimum_slim.model.anatomy import blocks_of
+from optimum_slim.model.anatomy import Block, blocks_of
+from optimum_slim.model.streamed import held
+from optimum_slim.model.turns import blocks_to_change
 from optimum_slim.techniques.sparsify.allocation import allocated
 from optimum_slim.techniques.sparsify.masks import lowest, matrix
 from optimum_slim.techniques.sparsify.settings import Sparsify
@@ -26,15 +28,21 @@ class SparsifyMagnitude(Sparsify):
             return
         names = self.targeted(model)
         shares = allocated(self.allocation, self.ratio, self.pattern, names, _magnitudes(model, names))
-        for name, share in shares.items():
-            weight = matrix(model, name)
-            weight.masked_fill_(lowest(weight.abs(), share, self.pattern, by_row=False), 0)
+        for block in blocks_to_change(model):
+            for name in _within(block, names):
+                weight = matrix(model, name)
+                weight.masked_fill_(lowest(weight.abs(), shares[name], self.pattern, by_row=False), 0)
         self.note(model)
 
 
 def _magnitudes(model: PreTrainedModel, names: list[str]) -> Iterator[dict[str, Tensor]]:
     """|W| of the linears in `names`, one block at a time."""
     for block in blocks_of(model):
-        inside = [name for name in names if name.startswith(f"{block.name}.")]
+        inside = _within(block, names)
         if inside:
-            yield {name: matrix(model, name).abs() for name in inside}
+            with held(model, block.name):
+                yield {name: matrix(model, name).abs() for name in inside}
+
+
+def _within(block: Block, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith(f"{block.name}.")]
