@@ -14,7 +14,7 @@ from optimum_slim.data.through import Text, on_their_way, send_on, statistics_of
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.shape import in_features
 from optimum_slim.model.streamed import held
-from optimum_slim.model.turns import Pass
+from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
 GRAM_BYTES = 2**30  # of second moments that are held at a time
@@ -49,7 +49,7 @@ def grams_in_turn(
         way, at = blocks[at : part[-1].index + 1], part[-1].index + 1
         asked = [block for block in part if not turn.has_finished(block)]
         grams = _grams(model, role, way, asked, texts) if asked else {}
-        for block in progress(way, "block by block"):
+        for block in (bar := progress(way, "block by block")):
             begun, old = time.monotonic(), list[Tensor]()
             told = block in part and not turn.took_up(block)
             with held(model, block.name):
@@ -58,7 +58,9 @@ def grams_in_turn(
                     yield block, grams.pop(block.index)
                 error = send_on(block, texts, old)
                 if told:
-                    turn.finish(block, time.monotonic() - begun, error)
+                    seconds = time.monotonic() - begun
+                    turn.finish(block, seconds, error)
+                    tell(bar, block, seconds, error)
 
 
 def _grams(

@@ -13,7 +13,7 @@ from optimum_slim.data.statistics import Batches
 from optimum_slim.data.through import Statistic, on_their_way, send_on, statistics_of
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.streamed import held
-from optimum_slim.model.turns import Pass
+from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
 
@@ -67,7 +67,7 @@ def blocks_in_turn(
             if asked and turn is not None:
                 seconds = time.monotonic() - begun
                 turn.finish(block, seconds, error)
-                bar.set_postfix_str(f"block {block.index}: {seconds:.0f} s, error {error:.3g}")
+                tell(bar, block, seconds, error)
 
 
 def _linears(block: Block, names: Collection[str]) -> dict[str, nn.Module]:

@@ -53,9 +53,8 @@ class Text:
                 raise _LastBlockReached
             return (self.states,)
 
-        with _in_place_of_blocks(model, record):
-            with suppress(_LastBlockReached):
-                model.base_model(**self.inputs)
+        with _in_place_of_blocks(model, record), suppress(_LastBlockReached):
+            model.base_model(**self.inputs)
 
     def through(self, block: Block) -> Tensor:
         """What the block, which is held, makes of the states."""

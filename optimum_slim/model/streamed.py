@@ -28,7 +28,6 @@ class OnDisk:
     def __init__(self, places: Mapping[str, tuple[Path, str]]):
         self.places = dict(places)
         self.written: set[Path] = set()  # files of one part each, which steps have written
-        self.device = torch.device("cpu")  # where parts that are in memory are
 
     def read(self, name: str) -> Tensor:
         """A parameter as it is stored. The file is closed after each, as pages that stay mapped count as memory."""
@@ -84,9 +83,8 @@ def disk_of(model: PreTrainedModel) -> OnDisk | None:
 
 
 def device_of(model: PreTrainedModel) -> torch.device:
-    """Where a model computes."""
-    disk = disk_of(model)
-    return model.device if disk is None else disk.device
+    """Where a model computes; a streamed one on the CPU."""
+    return model.device if disk_of(model) is None else torch.device("cpu")
 
 
 def parts_of(model: PreTrainedModel) -> dict[str, list[str]]:
@@ -109,7 +107,7 @@ def held(model: PreTrainedModel, *parts: str) -> Iterator[None]:
     if disk is None:
         yield
         return
-    _fill(model, _named(model, parts), lambda name, _: disk.read(name).to(disk.device, torch.float32))
+    _fill(model, _named(model, parts), lambda name, _: disk.read(name).to(torch.float32))
     try:
         yield
     finally:

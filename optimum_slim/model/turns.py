@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from optimum_slim.errors import ModelError
@@ -113,16 +114,23 @@ def block_rows(model: PreTrainedModel) -> list[dict[str, Any]]:
     return [{key: row[key] for key in keys} for row in _step_of(model).rows]
 
 
+def tell(bar: tqdm, block: Block, seconds: float, error: float | None) -> None:
+    """Adds to a line of progress what was last done."""
+    told = f"block {block.index} took {seconds:.0f} s"
+    bar.set_postfix_str(told if error is None else f"{told}, error {error:.3g}", refresh=False)
+
+
 def blocks_to_change(model: PreTrainedModel) -> Iterator[Block]:
     """The blocks, first to last, held each while the caller changes it. Those that an earlier run has finished are
     not told again."""
     turn = Pass(model)
-    for block in progress(list(blocks_of(model)), "block by block"):
+    for block in (bar := progress(list(blocks_of(model)), "block by block")):
         if not turn.took_up(block):
             begun = time.monotonic()
             with held(model, block.name):
                 yield block
-                turn.finish(block, time.monotonic() - begun, None)
+                turn.finish(block, seconds := time.monotonic() - begun, None)
+            tell(bar, block, seconds, None)
 
 
 def _step_of(model: PreTrainedModel) -> Step:

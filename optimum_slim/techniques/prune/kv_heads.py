@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -32,6 +32,8 @@ class PruneKVHeads(Technique):
 
     - prune.kv_heads: {ratio: 0.5, how: merge}
     """
+
+    streams: ClassVar[bool] = True
 
     ratio: float | None = None  # share of each layer's key/value heads to remove
     keep: int | None = None  # or how many stay in each layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,6 +23,8 @@ class SparsifyMagnitude(Sparsify):
 
     - sparsify.magnitude: {ratio: 0.5, pattern: 4x1}
     """
+
+    streams: ClassVar[bool] = True
 
     def apply(self, model: PreTrainedModel) -> None:
         if not self.ratio:
