@@ -80,7 +80,7 @@ def slim(
             if trained := losses(work.folder / training_folder(step, plan)):
                 report.steps[-1]["losses"] = trained
             work.checkpoint(model, plan.tokenizer, report)
-        folder = _deploy(_whole(model, plan, work), supplies, work, original, report, say)
+        folder = _deploy(model if plan.streamed else model.cpu(), supplies, work, original, report, say)
         work.finish(folder)
         processes.told({"done": asdict(report)})
     return report
@@ -91,12 +91,6 @@ def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
     done = work.done()
     model = placed(load_model(done[1] if done else plan.folder, plan.streamed), plan)
     return model, Report.read(done[1]) if done else Report()
-
-
-def _whole(model: PreTrainedModel, plan: Plan, work: Workspace) -> PreTrainedModel:
-    """The model that is exported: a streamed one is read from its checkpoint."""
-    done = work.done()
-    return load_model(done[1]) if plan.streamed and done else model.cpu()
 
 
 def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: Original, seconds: float) -> Row:

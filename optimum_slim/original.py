@@ -36,7 +36,7 @@ class Original:
         folder = self.work.kept("original")
         if not (folder / "done").exists():
             self.say("exporting the original model")
-            export_folder(load_model(self.plan.folder), type(self.plan.task), folder)
+            export_folder(load_model(self.plan.folder, self.plan.streamed), type(self.plan.task), folder)
             (folder / "done").touch()
         return folder
 

@@ -107,7 +107,15 @@ def held(model: PreTrainedModel, *parts: str) -> Iterator[None]:
     if disk is None:
         yield
         return
-    _fill(model, _named(model, parts), lambda name, _: disk.read(name).to(torch.float32))
+    with filled(model, parts, lambda name, _: disk.read(name).to(torch.float32)):
+        yield
+
+
+@contextmanager
+def filled(model: PreTrainedModel, parts: Iterable[str], value: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the parameters of these parts of a streamed model are what `value` makes of their names and of what they
+    are on the meta device."""
+    _fill(model, _named(model, parts), value)
     try:
         yield
     finally:
