@@ -20,7 +20,7 @@ from optimum_slim.progress import progress
 
 Statistic = Callable[[Tensor], Tensor]  # of rows [rows, K]; of more rows it is the sum
 
-STATE_BYTES = 2**28  # of states of a streamed model that are held at a time where there is a choice
+STATE_BYTES = 2**29  # of states of a streamed model that are held at a time where there is a choice
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 

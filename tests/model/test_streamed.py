@@ -17,6 +17,7 @@ from optimum_slim.model.rounding import symmetric_scale
 from optimum_slim.model.shape import shape_in, shape_of
 from optimum_slim.model.streamed import HEAD, OUTSIDE, held, in_parts, parts_of
 from optimum_slim.model.turns import Pass, begin_step, block_rows, blocks_to_change
+from optimum_slim.techniques import BUILT_IN, technique_class
 from optimum_slim.techniques.prune.ffn import PruneFFN
 from optimum_slim.techniques.prune.heads import PruneHeads
 from optimum_slim.techniques.prune.kv_heads import PruneKVHeads
@@ -77,6 +78,11 @@ def test_each_step_leads_to_the_same_bits(technique, family, tmp_path):
     assert shape_in(again.config) == shape_of(again) == shape_of(streamed)
     assert [r["block"] for r in block_rows(streamed)] == [r["block"] for r in block_rows(whole)]
     assert [r["error"] for r in block_rows(streamed)] == [r["error"] for r in block_rows(whole)]
+
+
+def test_every_technique_that_says_so_is_among_them():
+    streaming = {technique_class(name) for name in BUILT_IN if getattr(technique_class(name), "streams", False)}
+    assert {type(one) for one in TECHNIQUES} | {PruneKVHeads} == streaming
 
 
 def test_merged_key_value_heads_are_those_of_the_whole_model(tmp_path):
