@@ -51,7 +51,9 @@ def grams_in_turn(
         grams = _grams(model, role, way, asked, texts) if asked else {}
         for block in (bar := progress(way, "block by block")):
             begun, old = time.monotonic(), list[Tensor]()
-            told = block in part and not turn.took_up(block)
+            told = block in asked
+            if block in part and not told:
+                turn.take_up(block)
             with held(model, block.name):
                 if told:
                     old = [text.through(block) for text in texts]

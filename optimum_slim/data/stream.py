@@ -57,7 +57,10 @@ def blocks_in_turn(
     turn = Pass(model) if changes else None
     for block, linears in (bar := progress(turns, "block by block")):
         begun, old = time.monotonic(), list[Tensor]()
-        asked = bool(linears) and not (turn is not None and turn.took_up(block))
+        finished = turn is not None and turn.has_finished(block)
+        asked = bool(linears) and not finished
+        if turn is not None and finished:
+            turn.take_up(block)
         with held(model, block.name):
             if asked:
                 found, old = statistics_of(block, linears, texts, statistic)

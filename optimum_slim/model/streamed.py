@@ -42,6 +42,7 @@ class OnDisk:
         return next(iter(paths)) if named and len(paths) == 1 and paths <= self.written else None
 
     def bytes_of(self, name: str) -> int:
+        """The size of a parameter as it is stored."""
         path, key = self.places[name]
         with safe_open(path, framework="pt") as file:
             one = file.get_slice(key)

@@ -47,25 +47,20 @@ class Pass:
         """Whether an earlier run has finished this block."""
         return self._earlier(block) is not None
 
-    def _earlier(self, block: Block) -> dict[str, Any] | None:
-        key = (self.number, block.index)
-        return next((row for row in self.step.earlier if (row["pass"], row["block"]) == key), None)
-
-    def took_up(self, block: Block) -> bool:
-        """Gives a block the weights, sizes and grids that an earlier run left it with, if one has finished it.
+    def take_up(self, block: Block) -> None:
+        """Gives a block, in place, the weights, sizes and grids that an earlier run finished it with.
 
         Args:
             block: of a streamed model, not held.
         """
         row = self._earlier(block)
         if row is None:
-            return False
+            raise ModelError(f"block {block.index} has not been finished by an earlier run")
         reshape_block(self.model, block.index, BlockShape(**row["shape"]))
         if row["grids"]:
             put_grids(self.model, read_grids(self._file(block, "grids"), row["grids"]))
         self._moved(block)
         self.step.rows.append(row)
-        return True
 
     def finish(self, block: Block, seconds: float, error: float | None) -> None:
         """Notes what was done to a block, and of a streamed model writes its weights and grids.
@@ -88,6 +83,10 @@ class Pass:
             wholly(weights.with_name(_FINISHED), lambda to: to.write_text(rows, encoding="utf-8"))
             self._moved(block)
         self.step.rows.append(row)
+
+    def _earlier(self, block: Block) -> dict[str, Any] | None:
+        key = (self.number, block.index)
+        return next((row for row in self.step.earlier if (row["pass"], row["block"]) == key), None)
 
     def _file(self, block: Block, kind: str) -> Path:
         if self.step.folder is None:
@@ -125,12 +124,14 @@ def blocks_to_change(model: PreTrainedModel) -> Iterator[Block]:
     not told again."""
     turn = Pass(model)
     for block in (bar := progress(list(blocks_of(model)), "block by block")):
-        if not turn.took_up(block):
-            begun = time.monotonic()
-            with held(model, block.name):
-                yield block
-                turn.finish(block, seconds := time.monotonic() - begun, None)
-            tell(bar, block, seconds, None)
+        if turn.has_finished(block):
+            turn.take_up(block)
+            continue
+        begun = time.monotonic()
+        with held(model, block.name):
+            yield block
+            turn.finish(block, seconds := time.monotonic() - begun, None)
+        tell(bar, block, seconds, None)
 
 
 def _step_of(model: PreTrainedModel) -> Step:
