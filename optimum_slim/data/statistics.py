@@ -17,7 +17,7 @@ from optimum_slim.model.streamed import held
 from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
-GRAM_BYTES = 2**30  # of second moments that are held at a time
+GRAM_BYTES = 2**29  # of second moments that are held at a time
 
 Batches = Sequence[Mapping[str, Tensor]]
 
