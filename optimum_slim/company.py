@@ -68,7 +68,9 @@ def same_for_all(plan: Plan) -> None:
 
 
 def placed(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """Moves the model to where it trains, in place."""
+    """Moves the model to where it trains, in place; a streamed one stays where it is."""
+    if plan.streamed:
+        return model
     wanted = plan.recipe.device
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     return torch.nn.Module.to(model, device)

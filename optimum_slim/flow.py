@@ -24,6 +24,7 @@ from optimum_slim.deploy.parts import file_parts, layer_rows
 from optimum_slim.deploy.steadiness import checked
 from optimum_slim.deploy.verify import load_ort, verify
 from optimum_slim.model.checkpoint import carry_files, license_of, load_model, save_model
+from optimum_slim.model.turns import begin_step, block_rows
 from optimum_slim.original import Original, Say, figures
 from optimum_slim.planning import Plan, PlannedStep, fingerprint, planned
 from optimum_slim.recipe import Recipe
@@ -70,6 +71,7 @@ def slim(
         model, report = _latest(plan, work)
         for step in plan.remaining(len(report.steps)):
             say(f"step {len(report.steps) + 1} of {len(plan.steps)}: {step.name}")
+            begin_step(model, work.blocks(len(report.steps) + 1) if plan.streamed else None)
             begun, dense = time.monotonic(), _before_zeros(model, plan, len(report.steps))
             with company(lead, step, plan, work):
                 step.technique.apply(model, **supplies.asked_by(step))
@@ -78,7 +80,7 @@ def slim(
             if trained := losses(work.folder / training_folder(step, plan)):
                 report.steps[-1]["losses"] = trained
             work.checkpoint(model, plan.tokenizer, report)
-        folder = _deploy(model.cpu(), supplies, work, original, report, say)
+        folder = _deploy(model if plan.streamed else model.cpu(), supplies, work, original, report, say)
         work.finish(folder)
         processes.told({"done": asdict(report)})
     return report
@@ -87,21 +89,23 @@ def slim(
 def _latest(plan: Plan, work: Workspace) -> tuple[PreTrainedModel, Report]:
     """The model and report after the last finished step, or the original and an empty report."""
     done = work.done()
-    model = placed(load_model(done[1] if done else plan.folder), plan)
+    model = placed(load_model(done[1] if done else plan.folder, plan.streamed), plan)
     return model, Report.read(done[1]) if done else Report()
 
 
 def _step_row(step: PlannedStep, model: PreTrainedModel, plan: Plan, original: Original, seconds: float) -> Row:
     settings = next(iter(_settings(step, plan).values()))
+    blocks = block_rows(model)
     return {
         "technique": step.name,
         "settings": settings,
         "parameters": parameters_of(model),
         "zeros": zeros_of(model),
         "predicted_bytes": step.predicted_bytes,
-        "quality_torch": original.quality(model, TORCH_BATCH),
+        "quality_torch": original.quality(model, 1 if plan.streamed else TORCH_BATCH),
         "seconds": round(seconds, 1),
         "peak_rss_bytes": peak_rss_bytes(),
+        **({"blocks": blocks} if blocks else {}),
     }
 
 
@@ -160,7 +164,7 @@ def _deploy(
 def _before_zeros(model: PreTrainedModel, plan: Plan, index: int) -> dict[str, Tensor]:
     """Copies of the weights that a step of those that end the recipe is about to make sparse."""
     technique = plan.steps[index].technique
-    if index < plan.zeros_last or not isinstance(technique, Sparsify):
+    if plan.streamed or index < plan.zeros_last or not isinstance(technique, Sparsify):
         return {}
     names = [f"{name}.weight" for name in technique.targeted(model)]
     return {name: model.get_parameter(name).detach().cpu().clone() for name in names}

@@ -37,7 +37,7 @@ class Original:
         folder = self.work.kept("original")
         if not (folder / "done").exists():
             self.say("exporting the original model")
-            export_folder(load_model(self.plan.folder), type(self.plan.task), folder)
+            export_folder(load_model(self.plan.folder, self.plan.streamed), type(self.plan.task), folder)
             (folder / "done").touch()
         return folder
 
@@ -86,6 +86,8 @@ class Original:
         if texts is None:
             return None
         self.say(doing)
+        if self.plan.streamed:  # judged block by block, before there is an ONNX file that needs all of it
+            return texts.against(load_model(self.plan.folder, streamed=True))
         return texts.against(load_ort(self.folder, type(self.plan.task), threads))
 
 
@@ -97,7 +99,7 @@ def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path
     if uses_kernels(timed["final"]):
         timed["without_kernels"] = timed["final"]
     times = benchmark(timed, target, plan.causal, without_kernels=("without_kernels",))
-    before = load_model(plan.folder)
+    before = load_model(plan.folder, plan.streamed)
     rows: dict[str, Row] = {}
     for name, path in files.items():
         counted = model if name == "final" else before

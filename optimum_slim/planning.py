@@ -22,6 +22,7 @@ from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
 from optimum_slim.model.grids import grids_in, why_not_keeping
+from optimum_slim.model.memory import streamed_bytes, streams
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.model.surgery import reshape
@@ -72,6 +73,7 @@ class Plan:
     models: tuple[Path, ...]  # folders of models that steps read besides the model and its teacher
     evaluation: Evaluation | None = field(repr=False)  # texts that the reported figures are measured on
     validation: Evaluation | None = field(repr=False)  # texts that choices are made by
+    streamed: bool  # the model stays on the disk, and each step has one block at a time in memory
     original: PlannedStep = field(repr=False)
     steps: tuple[PlannedStep, ...] = field(repr=False)
 
@@ -151,7 +153,8 @@ def planned(recipe: Recipe) -> Plan:
     if teacher is not None and taught_by is not None and recipe.teacher and tokenizer is not None:
         mistakes += _tried(mistakes, lambda: [*unlike(taught_by, config, load_tokenizer(teacher), tokenizer)]) or []
     model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
-    steps = _walk(recipe, model, taught_by or config, mistakes) if model is not None else []
+    streamed = model is not None and _streamed(recipe, model, mistakes)
+    steps = _walk(recipe, model, taught_by or config, streamed, mistakes) if model is not None else []
     mistakes += _undecidable(recipe, model) + _unstorable(recipe, model) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)
@@ -168,6 +171,7 @@ def planned(recipe: Recipe) -> Plan:
         models,
         evaluation,
         validation,
+        streamed,
         steps[0],
         tuple(steps[1:]),
     )
@@ -203,14 +207,27 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mistakes: list[str]) -> list[PlannedStep]:
+def _streamed(recipe: Recipe, model: PreTrainedModel, mistakes: list[str]) -> bool:
+    """Whether the model stays on the disk: where it is asked for, or where memory is short and all steps can do so."""
+    whole = [f"steps.{i}.{name_of(one)}" for i, one in enumerate(recipe.steps) if not one.streams]
+    if recipe.memory == "streamed":
+        if whole:
+            mistakes.append(f"memory: streamed: {', '.join(whole)} needs the whole model in memory; use memory: whole")
+        if recipe.device == "cuda":
+            mistakes.append("memory: streamed computes on the CPU; leave device out, or use memory: whole")
+    return not whole and bool(recipe.steps) and recipe.device != "cuda" and streams(recipe.memory, model)
+
+
+def _walk(
+    recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, streamed: bool, mistakes: list[str]
+) -> list[PlannedStep]:
     """Takes an empty model through the steps; the first entry stands for the original."""
     precision = recipe.deploy.precision if recipe.deploy.precision != "auto" else "int8-dynamic"
     original = parameters_of(model)
     first = PlannedStep(Technique(), "original", (), shape_of(model), original, predicted_bytes(model, "fp32"), 0)
     walked = [first]
     for index, technique in enumerate(recipe.steps):
-        name, before = name_of(technique), shape_in(model.config)
+        name, before, held = name_of(technique), shape_in(model.config), streamed_bytes(model)
         refusals = [] if technique.keeps_grids else list(why_not_keeping(model.config))
         refusals += technique.refusals(model.config, before)
         refusals += [
@@ -233,7 +250,7 @@ def _walk(recipe: Recipe, model: PreTrainedModel, teacher: PretrainedConfig, mis
         if not refusals:
             technique.note(model)
         parameters = parameters_of(model)
-        memory = BASE_BYTES + 4 * walked[-1].parameters
+        memory = BASE_BYTES + (held if streamed else 4 * walked[-1].parameters)
         memory += 4 * original if TEACHERS & set(technique.asks()) else 0
         memory += 12 * parameters if "training_data" in technique.asks() else 0  # gradients and AdamW's two moments
         size = predicted_bytes(model, precision)

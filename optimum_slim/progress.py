@@ -34,7 +34,7 @@ def progress(work: Iterable[Any] | None, what: str, total: int | None = None, do
         return bar(work, disable=True, **common)
     if sys.stderr.isatty():
         return bar(work, dynamic_ncols=True, **common)
-    told = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left"
+    told = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
     pace = {"mininterval": LINES_APART, "maxinterval": LINES_APART, "delay": LINES_APART, "miniters": 1}
     return _Lines(work, bar_format=told, **pace, **common)
 

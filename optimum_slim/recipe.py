@@ -19,6 +19,7 @@ from optimum_slim.data.texts import Data
 from optimum_slim.deploy.budget import Budget
 from optimum_slim.deploy.choose import Deploy
 from optimum_slim.errors import RecipeError
+from optimum_slim.model.memory import Memory
 from optimum_slim.techniques import name_of, technique_class, technique_names
 from optimum_slim.techniques.technique import Technique
 from optimum_slim.training.trained import Trained
@@ -42,6 +43,7 @@ class Recipe:
     budget: Budget | None = None  # null: whatever the steps and the precision lead to, within max_quality_loss
     seed: int = 0  # of every draw: calibration texts, batches, new weights
     threads: int = 2  # of training, in each process, and of evaluation; the same number gives the same bytes
+    memory: Memory = "auto"  # streamed: one block at a time, the rest on the disk; auto: where the machine has no room
     device: Literal["auto", "cpu", "cuda"] = "auto"  # where to train and calibrate; figures are always the CPU's
 
     def mistakes(self) -> Iterator[str]:

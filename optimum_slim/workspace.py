@@ -21,6 +21,7 @@ from optimum_slim import processes
 from optimum_slim.deploy.machine import environment
 from optimum_slim.errors import OutputError
 from optimum_slim.model.checkpoint import save_model
+from optimum_slim.model.streamed import disk_of, put_on_disk
 from optimum_slim.planning import Plan, fingerprint
 from optimum_slim.report.report import Report
 from optimum_slim.sources import local_path
@@ -83,9 +84,15 @@ class Workspace:
         save_model(model, unfinished, tokenizer)
         report.write(unfinished)
         unfinished.rename(target)
+        if disk_of(model) is not None:
+            put_on_disk(model, target)
         for old in self.folder.glob("step-[0-9]*"):
             if old != target:
                 shutil.rmtree(old)
+
+    def blocks(self, count: int) -> Path:
+        """Where a streamed step, the last of `count`, keeps the blocks that it has finished."""
+        return self.kept(f"step-{count:02d}.blocks")
 
     def scratch(self, name: str) -> Path:
         """An empty folder in the workspace."""

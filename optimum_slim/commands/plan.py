@@ -36,9 +36,11 @@ class PlanCommand(Verb):
             for step in (plan.original, *plan.steps)
         ]
         if self.args.json:
-            print(json.dumps({"task": plan.task.name, "model_type": plan.config.model_type, "steps": rows}, indent=2))
+            told = {"task": plan.task.name, "model_type": plan.config.model_type, "streamed": plan.streamed}
+            print(json.dumps(told | {"steps": rows}, indent=2))
             return
-        print(f"{plan.folder.resolve().name}: {plan.config.model_type}, {plan.task.name}")
+        held = ", one block in memory at a time" if plan.streamed else ""
+        print(f"{plan.folder.resolve().name}: {plan.config.model_type}, {plan.task.name}{held}")
         print(f"  {'step':<22}{'layers':>7}{'parameters':>13}{'ONNX MB':>9}{'peak GB':>9}  needs")
         for row in rows:
             print(

@@ -2,111 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from optimum_slim.model.anatomy import Block, anatomy_of, blocks_of
+from optimum_slim.data.through import Text, on_their_way, send_on, statistics_of
+from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.shape import in_features
+from optimum_slim.model.streamed import held
+from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
-GRAM_BYTES = 2**30  # of second moments that are held at a time
+GRAM_BYTES = 2**29  # of second moments that are held at a time
 
 Batches = Sequence[Mapping[str, Tensor]]
 
 
+@torch.no_grad()
 def grams_in_turn(
     model: PreTrainedModel, role: str, indices: Collection[int], batches: Batches
 ) -> Iterator[tuple[Block, Tensor]]:
     """Second moments of what one linear of each chosen block reads, as many blocks at a time as fit in `GRAM_BYTES`.
-    Who cuts a block before asking for the next has later blocks judged by what the cut ones send.
+    Who cuts a block before asking for the next has later blocks judged by what the cut ones send. As in
+    `stream.blocks_in_turn` what becomes of each block is kept, and one that is finished is not told again.
 
     Args:
         model: a running model. role: the linear, as in Anatomy ("ffn_out", "output"). indices: the blocks.
         batches: tokenized texts with an `attention_mask`.
 
     Yields:
-        The block, and the `input_grams` of its linear.
+        The block, and X^T X / rows, float32 [K, K], where X [rows, K] is what its linear reads at all real tokens. A
+        bias counts as one more input, always 1.
     """
-    chosen = [block for block in blocks_of(model) if block.index in indices]
+    blocks, turn = list(blocks_of(model)), Pass(model)
+    chosen = [block for block in blocks if block.index in indices]
+    texts = on_their_way(model, batches) if chosen else []
+    at = 0  # the block that the texts stand before
     while chosen:
         size = 4 * in_features(getattr(chosen[0], role)) ** 2
         count = max(1, GRAM_BYTES // size)
         part, chosen = chosen[:count], chosen[count:]
-        grams = input_grams(model, [block.name_of(role) for block in part], batches)
-        for block in part:
-            yield block, grams.pop(block.name_of(role))
+        way, at = blocks[at : part[-1].index + 1], part[-1].index + 1
+        asked = [block for block in part if not turn.has_finished(block)]
+        grams = _grams(model, role, way, asked, texts) if asked else {}
+        for block in (bar := progress(way, "block by block")):
+            begun, old = time.monotonic(), list[Tensor]()
+            told = block in asked
+            if block in part and not told:
+                turn.take_up(block)
+            with held(model, block.name):
+                if told:
+                    old = [text.through(block) for text in texts]
+                    yield block, grams.pop(block.index)
+                error = send_on(block, texts, old)
+                if told:
+                    seconds = time.monotonic() - begun
+                    turn.finish(block, seconds, error)
+                    tell(bar, block, seconds, error)
 
 
-@torch.no_grad()
-def input_grams(model: PreTrainedModel, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
-    """Second moments of the inputs of some linears, padding left out. A bias counts as one more input, always 1.
-
-    Args:
-        model: a running model.
-        names: linears, as in `named_modules()`.
-        batches: tokenized texts with an `attention_mask` [batch, tokens].
-
-    Returns:
-        For each name X^T X / rows, float32 [K, K], where X [rows, K] are the inputs at all real tokens.
-    """
-    modules = dict(model.named_modules())
-    grams: dict[str, Tensor] = {}
-
-    def add(name: str, real: Tensor) -> None:
-        if modules[name].bias is not None:
-            real = torch.cat([real, real.new_ones(len(real), 1)], dim=1)
-        grams[name] = grams.get(name, 0) + real.T @ real
-
-    rows = _watch_inputs(model, names, batches, add)
-    return {name: gram / rows for name, gram in grams.items()}
+def _grams(
+    model: PreTrainedModel, role: str, way: Sequence[Block], asked: Sequence[Block], texts: Sequence[Text]
+) -> dict[int, Tensor]:
+    """Second moments by block as long as nothing changes. In the end the texts stand where they stood."""
+    starts, grams = [text.states for text in texts], dict[int, Tensor]()
+    for block in progress(way, "calibrating"):
+        linear = getattr(block, role)
+        with held(model, block.name):
+            watched = {role: linear} if block in asked else {}
+            found, states = statistics_of(block, watched, texts, partial(_products, linear.bias is not None))
+        if found:
+            grams[block.index] = found[role]
+        for text, after in zip(texts, states, strict=True):
+            text.states = after
+    for text, start in zip(texts, starts, strict=True):
+        text.states = start
+    return grams
 
 
-@torch.no_grad()
-def input_absmax(model: PreTrainedModel, names: Sequence[str], batches: Batches) -> dict[str, Tensor]:
-    """The largest magnitude of each input of some linears, padding left out.
-
-    Args:
-        model: a running model. names, batches: as in `input_grams`.
-
-    Returns:
-        For each name max |X| over all real tokens, float32 [K].
-    """
-    found: dict[str, Tensor] = {}
-
-    def add(name: str, real: Tensor) -> None:
-        largest = real.abs().amax(0)
-        found[name] = torch.maximum(found[name], largest) if name in found else largest
-
-    _watch_inputs(model, names, batches, add)
-    return found
-
-
-def _watch_inputs(
-    model: PreTrainedModel, names: Sequence[str], batches: Batches, add: Callable[[str, Tensor], None]
-) -> int:
-    """Runs a model on texts and calls `add` for each linear with what it reads at the real tokens of a batch, float32
-    [rows, K]; returns how many rows there were in all."""
-    modules = dict(model.named_modules())
-    rows = 0
-    mask = torch.ones(0, dtype=torch.bool)
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda _, inputs: add(name, inputs[0].flatten(0, -2)[mask].float())
-
-    hooks = [modules[name].register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        for inputs in _on_device(model, batches):
-            mask = inputs["attention_mask"].flatten().bool()
-            rows += int(mask.sum())
-            model.base_model(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return rows
+def _products(biased: bool, rows: Tensor) -> Tensor:
+    """X^T X, where a bias is the weight of one more input that is always 1."""
+    whole = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if biased else rows
+    return whole.T @ whole
 
 
 @torch.no_grad()
@@ -117,31 +98,14 @@ def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
     Returns:
         float32 [blocks].
     """
-    blocks = list(blocks_of(model))
-    turns, rows = torch.zeros(len(blocks)), 0
-    mask = torch.ones(0, dtype=torch.bool)
-
-    def watch(index: int) -> Callable[..., None]:
-        def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            after = output[0] if isinstance(output, tuple) else output
-            cosines = nn.functional.cosine_similarity(inputs[0][mask].float(), after[mask].float(), dim=-1)
-            turns[index] += (1 - cosines).sum().cpu()
-
-        return add
-
-    hooks = [block.module.register_forward_hook(watch(block.index)) for block in blocks]
-    try:
-        for inputs in _on_device(model, batches):
-            mask = inputs["attention_mask"].bool()
-            rows += int(mask.sum())
-            model.base_model(**inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return turns / rows
-
-
-def _on_device(model: PreTrainedModel, batches: Batches) -> Iterator[dict[str, Any]]:
-    extra = {"use_cache": False} if anatomy_of(model).causal else {}
-    for batch in progress(batches, "calibrating"):
-        yield {key: value.to(model.device) for key, value in batch.items()} | extra
+    blocks, texts = list(blocks_of(model)), on_their_way(model, batches)
+    turns = torch.zeros(len(blocks))
+    for block in progress(blocks, "calibrating"):
+        with held(model, block.name):
+            for text in texts:
+                after = text.through(block)
+                before = text.states[text.real].float()
+                cosines = nn.functional.cosine_similarity(before, after[text.real].float(), dim=-1)
+                turns[block.index] += (1 - cosines).sum().cpu()
+                text.states = after
+    return turns / sum(int(text.real.sum()) for text in texts)

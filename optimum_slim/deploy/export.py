@@ -16,21 +16,39 @@ from optimum.exporters.tasks import TasksManager
 from optimum.utils.input_generators import DummyPastKeyValuesGenerator, DummyTextInputGenerator
 from transformers import PreTrainedModel
 
+from optimum_slim.deploy.from_disk import without_weights, write_weights
 from optimum_slim.deploy.graph import own_weights
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import Shape, shape_in, shape_of
+from optimum_slim.model.streamed import disk_of
 from optimum_slim.tasks.task import Task
 
 EXTERNAL_DATA_BYTES = 2**31 - 2**20  # protobuf's limit of 2 GiB, less room for the graph itself
 
 
 def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
-    """Writes the model as ONNX, with key/value cache for text generation; weights stand in `<path>_data` over 2 GB.
+    """Writes the model as ONNX, with key/value cache for text generation; weights stand in `<path>_data` over 2 GB, and
+    those of a streamed model always.
 
     Raises:
         ModelError: Optimum cannot export it.
     """
+    disk = disk_of(model)
+    with contextlib.nullcontext() if disk is None else without_weights(model):
+        graph = _traced(model, task, path)
+    own_weights(graph)
+    if task.name == "text-generation" and not stock_cache_fits(model):
+        free_cache_dimensions(graph)
+    if disk is None:
+        save_onnx(graph, path)
+    else:
+        write_weights(graph, model, disk, path.with_name(f"{path.name}_data"))
+        onnx.save(graph, path)
+
+
+def _traced(model: PreTrainedModel, task: type[Task], path: Path) -> onnx.ModelProto:
+    """What Optimum exports; it writes beside `path` meanwhile."""
     export_task = "text-generation-with-past" if task.name == "text-generation" else task.name
     custom = {"model": _cache_config(model)} if task.name == "text-generation" else None
     told = dict(model.config.__dict__)  # the exporter sets keys for itself
@@ -46,11 +64,7 @@ def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
         finally:
             model.config.__dict__.clear()
             model.config.__dict__.update(told)
-        graph = onnx.load(Path(folder) / "model.onnx")
-    own_weights(graph)
-    if task.name == "text-generation" and not stock_cache_fits(model):
-        free_cache_dimensions(graph)
-    save_onnx(graph, path)
+        return onnx.load(Path(folder) / "model.onnx")
 
 
 def export_folder(model: PreTrainedModel, task: type[Task], folder: Path) -> Path:

@@ -14,6 +14,7 @@ from optimum_slim.deploy.linears import Linear
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.grids import Grid, grids_of
+from optimum_slim.model.streamed import in_parts
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ def weights_on_grids(model: PreTrainedModel) -> dict[str, OnGrid]:
     Raises:
         ModelError: one was changed after it was quantized.
     """
-    grids = grids_of(model)
-    return {name: OnGrid(grid, grid.integers(name, model.get_parameter(name)).numpy()) for name, grid in grids.items()}
+    grids, found = grids_of(model), {}
+    for _ in in_parts(model):
+        for name in [name for name in grids if not model.get_parameter(name).is_meta]:
+            found[name] = OnGrid(grids[name], grids[name].integers(name, model.get_parameter(name)).numpy())
+    return found
 
 
 def rows_of(graph: onnx.ModelProto, linear: Linear) -> np.ndarray:

@@ -25,6 +25,7 @@ from optimum_slim.kernels.pattern import pattern_named
 from optimum_slim.model.latency import LatencyTable, Point
 from optimum_slim.model.shape import in_features, out_features
 from optimum_slim.model.sparsity import sparsity_in
+from optimum_slim.model.streamed import in_parts
 
 ROUNDS = 7
 SECONDS = 0.004  # of repeated runs in a round
@@ -37,11 +38,13 @@ def fastest_patterns(model: PreTrainedModel, rows: int, threads: int) -> dict[st
         rows: of the activations: texts times tokens, or texts for a decoder.
         threads: of ONNX Runtime.
     """
-    modules, points = dict(model.named_modules()), {}
-    for name, pattern in sparsity_in(model.config).items():
-        linear = modules[name.removesuffix(".weight")]
-        sparsity = round(1 - int(linear.weight.count_nonzero()) / linear.weight.numel(), 2)
-        points[name] = Point("SlimLinear", in_features(linear), out_features(linear), rows, threads, pattern, sparsity)
+    modules, points, listed = dict(model.named_modules()), {}, sparsity_in(model.config)
+    for _ in in_parts(model):
+        for name in [name for name in listed if not model.get_parameter(name).is_meta]:
+            linear, pattern = modules[name.removesuffix(".weight")], listed[name]
+            sparsity = round(1 - int(linear.weight.count_nonzero()) / linear.weight.numel(), 2)
+            sizes = in_features(linear), out_features(linear)
+            points[name] = Point("SlimLinear", *sizes, rows, threads, pattern, sparsity)
     dense = {name: Point("SlimLinear", p.k, p.n, rows, threads) for name, p in points.items()}
     table = measured([*points.values(), *dense.values()])
     times = table.milliseconds

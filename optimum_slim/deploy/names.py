@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import blocks_of
+from optimum_slim.model.streamed import in_parts
 
 T = TypeVar("T")
 
@@ -48,31 +49,32 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
     sources = {output: node for node in graph.graph.node for output in node.output}
     nodes = {module_path(node): node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm", "Gather")}
     blocks = tuple(f"{block.name}." for block in blocks_of(model))
+    linears = {name: one for name, one in model.named_modules() if isinstance(one, nn.Linear | Conv1D | nn.Embedding)}
     found = {}
-    for name, module in model.named_modules():
-        # OPT's head calls the decoder past its base model, whose name is then missing from the path.
-        node = nodes.get(name) or nodes.get(name.removeprefix(f"{model.base_model_prefix}."))
-        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-            continue
-        if node is None:
-            if name.startswith(blocks):
-                raise ModelError(f"{name}: no node of the ONNX graph computes with it")
-            continue  # a pooler, where the task does not read it
-        operand = node.input[0 if node.op_type == "Gather" else 1]
-        if operand in sources and sources[operand].op_type == "Transpose":  # a head that reads the embedding
-            operand = sources[operand].input[0]
-        if operand not in initializers:
-            raise ModelError(f"{name}: node {node.name} of the ONNX graph does not read a stored weight")
-        stored = numpy_helper.to_array(initializers[operand])
-        weight = module.weight.detach().float().cpu().numpy()
-        if stored.shape == weight.shape and np.array_equal(stored, weight):
-            found[f"{name}.weight"] = Stored(operand, node.name, transposed=False)
-        elif stored.shape == weight.T.shape and np.array_equal(stored, weight.T):
-            found[f"{name}.weight"] = Stored(operand, node.name, transposed=True)
-        else:
-            raise ModelError(
-                f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight"
-            )
+    for _ in in_parts(model):
+        for name in [name for name in linears if not linears[name].weight.is_meta]:
+            module = linears.pop(name)
+            # OPT's head calls the decoder past its base model, whose name is then missing from the path.
+            node = nodes.get(name) or nodes.get(name.removeprefix(f"{model.base_model_prefix}."))
+            if node is None:
+                if name.startswith(blocks):
+                    raise ModelError(f"{name}: no node of the ONNX graph computes with it")
+                continue  # a pooler, where the task does not read it
+            operand = node.input[0 if node.op_type == "Gather" else 1]
+            if operand in sources and sources[operand].op_type == "Transpose":  # a head that reads the embedding
+                operand = sources[operand].input[0]
+            if operand not in initializers:
+                raise ModelError(f"{name}: node {node.name} of the ONNX graph does not read a stored weight")
+            stored = numpy_helper.to_array(initializers[operand])
+            weight = module.weight.detach().float().cpu().numpy()
+            if stored.shape == weight.shape and np.array_equal(stored, weight):
+                found[f"{name}.weight"] = Stored(operand, node.name, transposed=False)
+            elif stored.shape == weight.T.shape and np.array_equal(stored, weight.T):
+                found[f"{name}.weight"] = Stored(operand, node.name, transposed=True)
+            else:
+                raise ModelError(
+                    f"{name}: initializer {operand} of the ONNX graph holds other values than the torch weight"
+                )
     return found
 
 

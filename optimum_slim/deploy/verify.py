@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from optimum_slim.data.through import outputs_of
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.errors import ModelError, VerifyError
 from optimum_slim.model.checkpoint import load_model
+from optimum_slim.model.streamed import disk_of, held, parts_of
 from optimum_slim.tasks.task import Task
 
 SIZES = ((1, 1), (1, 7), (3, 16), (2, 64))  # (batch, tokens) that are compared
@@ -89,8 +91,7 @@ def verify(model: PreTrainedModel, fp32: Path, folder: Path, task: type[Task]) -
     against_fp32 = difference(exact, deployed)
     if math.isnan(against_fp32["largest"]):
         raise VerifyError("the deployed ONNX file gives outputs that are not finite")
-    saved = load_model(folder).state_dict()
-    changed = [name for name, value in model.state_dict().items() if not torch.equal(saved[name], value)]
+    changed = list(_changed(model, load_model(folder, streamed=disk_of(model) is not None)))
     if changed:
         raise VerifyError(f"the saved checkpoint differs from the model in memory: {', '.join(changed[:3])}")
     return {"fp32_vs_torch": against_torch, "deployed_vs_fp32": against_fp32, "weights_found": len(found)}
@@ -101,9 +102,18 @@ def first_output(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """Logits or last hidden states that a model, torch or ORT, gives on a batch: float32 [batch, ..], on the CPU."""
     wanted = {name: value for name, value in inputs.items() if name != "token_type_ids" or _reads_types(model)}
     extra = {"use_cache": False} if getattr(model, "can_generate", lambda: False)() else {}
-    outputs = model(**wanted, **extra)
+    outputs = model(**wanted, **extra) if disk_of(model) is None else next(outputs_of(model, [wanted]))
     found = outputs.logits if hasattr(outputs, "logits") else outputs.last_hidden_state
     return found.float().cpu()
+
+
+def _changed(model: PreTrainedModel, saved: PreTrainedModel) -> Iterator[str]:
+    """The parameters that are not the same in both."""
+    for part, names in parts_of(model).items():
+        with held(model, part), held(saved, part):
+            for name in names:
+                if not torch.equal(model.get_parameter(name), saved.get_parameter(name)):
+                    yield name
 
 
 def _reads_types(model: Any) -> bool:

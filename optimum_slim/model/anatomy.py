@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any
@@ -157,6 +157,10 @@ class Block:
 
     def name_of(self, role: str) -> str:
         return f"{self.name}.{getattr(self.anatomy, role)}"
+
+    def within(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that stand in this block."""
+        return [name for name in names if name.startswith(f"{self.name}.")]
 
 
 def block_list(model: PreTrainedModel) -> nn.ModuleList:

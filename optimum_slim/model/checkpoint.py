@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from accelerate import init_empty_weights
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.grids import load_grids, save_grids
 from optimum_slim.model.shape import Shape, shape_in
+from optimum_slim.model.streamed import disk_of, put_on_disk, save_parts
 from optimum_slim.model.surgery import reshape
 from optimum_slim.sources import local_path
 
@@ -108,8 +119,11 @@ def model_class(config: PretrainedConfig) -> type[PreTrainedModel]:
     return found
 
 
-def load_model(folder: str | Path) -> PreTrainedModel:
+def load_model(folder: str | Path, streamed: bool = False) -> PreTrainedModel:
     """Loads the model of a folder, slim or not, in float32 and in eval mode.
+
+    Args:
+        streamed: leave the weights on the disk; `model.streamed.held` brings those of one part at a time to memory.
 
     Raises:
         ModelError: the folder, its config or its weights cannot be read, or do not fit each other.
@@ -117,6 +131,8 @@ def load_model(folder: str | Path) -> PreTrainedModel:
     folder = find_model(str(folder))
     config = load_config(folder)
     told_shape(config)
+    if streamed:
+        return _streamed_model(folder, config)
     try:
         model, report = model_class(config).from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -154,14 +170,29 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     Raises:
         ModelError: its sizes make no sense.
     """
+    return _empty_model(config, torch.device("meta"))
+
+
+def _empty_model(config: PretrainedConfig, construction: AbstractContextManager) -> PreTrainedModel:
     shape = told_shape(config)
     try:
-        with torch.device("meta"):
+        with construction:
             model = model_class(config)(config)
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"config.json: no model can be built of it: {error}") from error
     reshape(model, shape)
     return model
+
+
+def _streamed_model(folder: Path, config: PretrainedConfig) -> PreTrainedModel:
+    config.dtype = torch.float32
+    model = _empty_model(config, init_empty_weights(include_buffers=False))  # buffers are small, and no file has them
+    model.tie_weights()
+    put_on_disk(model, folder)
+    load_grids(model, folder)
+    if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -182,8 +213,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def save_model(model: PreTrainedModel, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Saves weights and their grids (safetensors), config and tokenizer into `folder`."""
-    model.save_pretrained(folder, safe_serialization=True)
+    """Saves weights and their grids (safetensors), config and tokenizer into `folder`. A streamed model is written in
+    shards, one for each part."""
+    if disk_of(model) is None:
+        model.save_pretrained(folder, safe_serialization=True)
+    else:
+        save_parts(model, Path(folder))
+        model.config.save_pretrained(folder)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
     save_grids(model, Path(folder))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

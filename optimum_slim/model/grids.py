@@ -126,8 +126,17 @@ def grids_of(model: PreTrainedModel) -> dict[str, Grid]:
 def put_grids(model: PreTrainedModel, grids: Mapping[str, Grid]) -> None:
     """Gives a model these grids for good, in place, beside those that it has; its config lists them."""
     _hold(model, {**getattr(model, _HELD, {}), **grids})
-    for name, grid in grids.items():
-        note_grids(model.config, {name: grid.axis}, grid.bits, grid.group_size)
+    _write(model.config, grids_in(model.config) | settings_of(grids))
+
+
+def settings_of(grids: Mapping[str, Grid]) -> dict[str, dict[str, Any]]:
+    """What a config says of these grids, as `grids_in`."""
+    return {name: {"bits": grid.bits, "group_size": grid.group_size, "axis": grid.axis} for name, grid in grids.items()}
+
+
+def grids_within(model: PreTrainedModel, module: str) -> dict[str, Grid]:
+    """The grids that the weights in one module stand on."""
+    return {name: grid for name, grid in getattr(model, _HELD, {}).items() if name.startswith(f"{module}.")}
 
 
 def move_grids(model: PreTrainedModel, moved: Mapping[str, str | None]) -> None:
@@ -141,9 +150,26 @@ def move_grids(model: PreTrainedModel, moved: Mapping[str, str | None]) -> None:
 def save_grids(model: PreTrainedModel, folder: Path) -> None:
     """Writes the grids of a model into `folder`; nothing where it has none."""
     grids = grids_of(model)
-    tensors = {f"{name}.{part}": getattr(grid, part) for name, grid in grids.items() for part in _TENSORS}
     if grids:
-        save_file({key: one for key, one in tensors.items() if one is not None}, folder / GRIDS_FILE)
+        write_grids(folder / GRIDS_FILE, grids)
+
+
+def write_grids(path: Path, grids: Mapping[str, Grid]) -> None:
+    """Writes grids into a file; their settings stand elsewhere."""
+    tensors = {f"{name}.{part}": getattr(grid, part) for name, grid in grids.items() for part in _TENSORS}
+    save_file({key: one for key, one in tensors.items() if one is not None}, path)
+
+
+def read_grids(path: Path, told: Mapping[str, Mapping[str, Any]]) -> dict[str, Grid]:
+    """Reads grids of these settings back that `write_grids` wrote.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    tensors = _tensors_in(path)
+    parts: dict[str, dict[str, Any]]
+    parts = {name: {part: tensors.get(f"{name}.{part}") for part in _TENSORS} for name in told}
+    return {name: Grid(**parts[name], **settings) for name, settings in told.items()}
 
 
 def load_grids(model: PreTrainedModel, folder: Path) -> None:
@@ -155,10 +181,7 @@ def load_grids(model: PreTrainedModel, folder: Path) -> None:
     told, path = grids_in(model.config), folder / GRIDS_FILE
     if not told:
         return
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises a class of its Rust module
-        raise ModelError(f"model: {path} cannot be read: {error}") from error
+    tensors = _tensors_in(path)
     parameters, found = dict(model.named_parameters(remove_duplicate=False)), {}
     for name, settings in told.items():
         parts: dict[str, Any] = {part: tensors[f"{name}.{part}"] for part in _TENSORS if f"{name}.{part}" in tensors}
@@ -174,6 +197,13 @@ def why_not_keeping(config: PretrainedConfig) -> Iterator[str]:
     """Why a step that changes weights may not follow, if so, in words for the user."""
     if grids_in(config):
         yield "it would move weights off the grid that quantization put them on; put it before the step that quantizes"
+
+
+def _tensors_in(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises a class of its Rust module
+        raise ModelError(f"model: {path} cannot be read: {error}") from error
 
 
 def _misfit(parts: Mapping[str, Tensor], weight: Tensor, settings: Mapping[str, Any]) -> str:

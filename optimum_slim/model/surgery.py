@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.model.anatomy import Block, anatomy_of, block_list, blocks_of
 from optimum_slim.model.grids import move_grids
-from optimum_slim.model.shape import Shape, shape_of, write_shape
+from optimum_slim.model.shape import BlockShape, Shape, shape_of, write_shape
 from optimum_slim.model.sparsity import move_blocks
+from optimum_slim.model.streamed import move_places
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
@@ -34,6 +35,7 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
     moved |= {names[index]: names[place] for place, index in enumerate(kept)}
     move_blocks(model.config, moved)
     move_grids(model, moved)
+    move_places(model, moved)
     write_shape(model.config, Shape(tuple(sizes.blocks[index] for index in kept), sizes.head_dim))
 
 
@@ -104,16 +106,21 @@ def reshape(model: PreTrainedModel, shape: Shape) -> None:
     if len(shape.blocks) != len(block_list(model)):
         keep_layers(model, range(len(shape.blocks)))
     for index, wanted in enumerate(shape.blocks):
-        sizes = shape_of(model).blocks[index]
-        if wanted.ffn != sizes.ffn:
-            keep_neurons(model, index, range(wanted.ffn))
-        if (wanted.heads, wanted.kv_heads) == (sizes.heads, sizes.kv_heads):
-            continue
-        if wanted.heads == sizes.heads:
-            _resize_kv(model, index, wanted.kv_heads)
-            continue
-        group, wanted_group = sizes.heads // sizes.kv_heads, wanted.heads // wanted.kv_heads
-        keep_heads(model, index, [kv * group + q for kv in range(wanted.kv_heads) for q in range(wanted_group)])
+        reshape_block(model, index, wanted)
+
+
+def reshape_block(model: PreTrainedModel, index: int, wanted: BlockShape) -> None:
+    """Gives block `index` these sizes, as `reshape`."""
+    sizes = shape_of(model).blocks[index]
+    if wanted.ffn != sizes.ffn:
+        keep_neurons(model, index, range(wanted.ffn))
+    if (wanted.heads, wanted.kv_heads) == (sizes.heads, sizes.kv_heads):
+        return
+    if wanted.heads == sizes.heads:
+        _resize_kv(model, index, wanted.kv_heads)
+        return
+    group, wanted_group = sizes.heads // sizes.kv_heads, wanted.heads // wanted.kv_heads
+    keep_heads(model, index, [kv * group + q for kv in range(wanted.kv_heads) for q in range(wanted_group)])
 
 
 def _resize_kv(model: PreTrainedModel, index: int, kv_heads: int) -> None:

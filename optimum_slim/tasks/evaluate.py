@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 
+from optimum_slim.data.through import outputs_of
 from optimum_slim.errors import DataError
+from optimum_slim.model.streamed import disk_of
 from optimum_slim.progress import progress
 from optimum_slim.tasks.task import Example, Metrics, Task, loss_of_quality
 
@@ -82,15 +85,29 @@ def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, na
     """The task's outcomes for each example, in order. Batches are filled by length, so that little is padding."""
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
     found: list[Any] = [None] * len(examples)
-    for start in progress(range(0, len(order), batch_size), f"evaluating {name}".strip()):
-        chosen = order[start : start + batch_size]
-        batch = task.collate([examples[i] for i in chosen])
-        for i, outcome in zip(chosen, task.outcomes(forward(task, model, batch), batch), strict=True):
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [task.collate([examples[i] for i in chosen]) for chosen in parts]
+    doing = progress(zip(parts, batches, _answers(task, model, batches)), f"evaluating {name}".strip(), len(parts))
+    for chosen, batch, outputs in doing:
+        for i, outcome in zip(chosen, task.outcomes(outputs, batch), strict=True):
             found[i] = outcome
     return found
 
 
-def forward(task: Task, model: Any, batch: Mapping[str, torch.Tensor]) -> Any:
+def _answers(task: Task, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Any]:
+    """The outputs of each batch; a model that stays on the disk runs block by block over many."""
+    if disk_of(model) is not None:
+        yield from outputs_of(model, [_inputs(batch) for batch in batches])
+        return
+    for batch in batches:
+        yield forward(task, model, batch)
+
+
+def forward(task: Task, model: Any, batch: Mapping[str, Tensor]) -> Any:
     """The outputs of a torch model or an ORTModel for a batch."""
-    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+    inputs = {key: value.to(model.device) for key, value in _inputs(batch).items()}
     return model(**inputs, **({"use_cache": False} if task.name == "text-generation" else {}))
+
+
+def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in batch.items() if key != "labels"}

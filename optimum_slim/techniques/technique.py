@@ -22,6 +22,7 @@ class Technique:
 
     helps: ClassVar[tuple[str, ...]] = ("speed", "size")
     keeps_grids: ClassVar[bool] = False  # changes no weight that stays, so it may follow a step that quantizes
+    streams: ClassVar[bool] = False  # touches weights only of blocks that are given to it in turn, or of none
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with the settings by themselves; each names the setting."""

@@ -7,6 +7,7 @@ A table stands between `<!-- KIND: NAME -->` and `<!-- end -->`; NAME is a file 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -175,6 +176,20 @@ def of_sparsity(rows: list[dict[str, Any]]) -> str:
     return markdown([f"zeros ({sets})", *(f"`{name}`" for name in techniques)], [before, *body])
 
 
+def of_streaming(rows: list[dict[str, Any]]) -> str:
+    """One row per model and technique: bytes of the process, and the CPU's seconds, block by block."""
+    body = []
+    for row in rows:
+        spent = row["cpu_seconds"]
+        each = [after - before for before, after in itertools.pairwise(spent)]
+        straight = statistics.correlation(range(len(spent)), spent) ** 2
+        sizes = (4 * row["parameters"], row["base_rss_bytes"], row["peak_rss_bytes_with_saving"])
+        told = [row["model"], str(len(spent)), f"`{row['technique']}`", *(f"{size / 1e6:,.0f}" for size in sizes)]
+        body.append([*told, f"{statistics.median(each):.2f}", f"{spent[-1]:.0f}", f"{straight:.4f}"])
+    head = ["model", "blocks", "step", "fp32 weights, MB", "at rest, MB", "peak, MB"]
+    return markdown([*head, "CPU s a block", "CPU s in all", "straight"], body)
+
+
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
@@ -196,6 +211,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "frontier": of_frontier,
     "evolve": of_evolve,
     "sparsity": of_sparsity,
+    "streaming": of_streaming,
 }
 
 

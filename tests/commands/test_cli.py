@@ -121,6 +121,7 @@ def test_plan_tells_what_planning_found(here, folder):
     source = {"model": str(folder / "model"), "data.source": str(folder / "texts")}
     plan = planned(load_recipe(str(folder / "quick.yaml"), source))
     assert (found["task"], found["model_type"]) == ("text-classification", "bert")
+    assert not found["streamed"]
     assert [(row["step"], row["parameters"]) for row in found["steps"]] == [
         ("original", plan.original.parameters),
         ("prune.layers", plan.steps[0].parameters),

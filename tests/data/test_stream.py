@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from optimum_slim.data.statistics import input_grams
 from optimum_slim.data.stream import blocks_in_turn, products, squares
 from optimum_slim.model.anatomy import blocks_of
 from tests.contracts import all_answers, same
+from tests.data.whole import input_grams
 from tests.tiny import FAMILIES, tiny, token_batches
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -29,6 +30,8 @@ class PruneFFN(Technique):
 
     - prune.ffn: {ratio: 0.25}
     """
+
+    streams: ClassVar[bool] = True
 
     ratio: float | None = None  # share of each layer's neurons to remove
     keep: int | None = None  # or how many neurons stay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
@@ -32,6 +33,8 @@ class PruneHeads(Technique):
 
     - prune.heads: {ratio: 0.25}
     """
+
+    streams: ClassVar[bool] = True
 
     ratio: float | None = None  # share of each layer's query heads to remove
     keep: int | None = None  # or how many stay in each layer

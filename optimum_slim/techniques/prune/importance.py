@@ -80,7 +80,7 @@ def refit(linear: nn.Linear | Conv1D, weight: Tensor, gram: Tensor, kept: Sequen
     """Writes refitted weights, and bias where there is one, into a linear whose other inputs are already cut.
 
     Args:
-        linear: the cut layer. weight, gram: of the whole layer, as `dense_weight` and `input_grams` give them.
+        linear: the cut layer. weight, gram: of the whole layer, as `dense_weight` and `grams_in_turn` give them.
     """
     places = [*kept, weight.shape[1] - 1] if linear.bias is not None else list(kept)
     new = refitted(weight, gram, places).to(linear.weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -13,6 +13,7 @@ from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import BlockShape, Shape, shape_of
 from optimum_slim.model.sparsity import why_not_cut
 from optimum_slim.model.surgery import keep_heads, merge_kv_heads
+from optimum_slim.model.turns import blocks_to_change
 from optimum_slim.techniques.prune.importance import (
     dense_weight,
     group_energy,
@@ -31,6 +32,8 @@ class PruneKVHeads(Technique):
 
     - prune.kv_heads: {ratio: 0.5, how: merge}
     """
+
+    streams: ClassVar[bool] = True
 
     ratio: float | None = None  # share of each layer's key/value heads to remove
     keep: int | None = None  # or how many stay in each layer
@@ -64,8 +67,9 @@ class PruneKVHeads(Technique):
         before, wanted = shape_of(model), self.shape_after(shape_of(model)).blocks
         changed = [index for index, old in enumerate(before.blocks) if old != wanted[index]]
         if self.how == "merge":
-            for index in changed:
-                merge_kv_heads(model, index, wanted[index].kv_heads)
+            for block in blocks_to_change(model):
+                if block.index in changed:
+                    merge_kv_heads(model, block.index, wanted[block.index].kv_heads)
             return
         for block, gram in grams_in_turn(model, "output", changed, calibration_data):
             old = before.blocks[block.index]

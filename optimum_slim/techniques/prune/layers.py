@@ -26,6 +26,7 @@ class PruneLayers(Technique):
     """
 
     keeps_grids: ClassVar[bool] = True
+    streams: ClassVar[bool] = True
 
     ratio: float | None = None  # share of the layers to remove
     keep: int | None = None  # or how many stay

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from optimum_slim.data.statistics import Batches, input_absmax
+from optimum_slim.data.statistics import Batches
+from optimum_slim.data.stream import blocks_in_turn
+from optimum_slim.data.through import largest
 from optimum_slim.model.channels import Link, links_of
 from optimum_slim.model.checkpoint import empty_model
 from optimum_slim.model.matrices import matrix
@@ -33,6 +35,7 @@ class QuantizeSmooth(Technique):
     """
 
     helps: ClassVar[tuple[str, ...]] = ("quality",)
+    streams: ClassVar[bool] = True
 
     alpha: float = 0.5  # how much of the difficulty moves into the weights: 0 little, 1 all of it
     targets: tuple[str, ...] = ("attention", "ffn")  # roles, or globs over the names of linears
@@ -59,13 +62,15 @@ class QuantizeSmooth(Technique):
         return [link for link in links_of(model) if meant.issuperset(link.readers)]
 
     def apply(self, model: PreTrainedModel, calibration_data: Batches) -> None:
-        links = self.links(model)
-        inputs = input_absmax(model, [link.readers[0] for link in links], calibration_data)
-        for link in links:
-            weights = torch.stack([matrix(model, name).abs().amax(0) for name in link.readers])
-            largest = link.shared(inputs[link.readers[0]])
-            scale = smooth_scales(largest, link.shared(weights.amax(0)), self.alpha)
-            link.move(model, scale.where(largest > 0, 1.0))  # nothing is known of a channel that no text has used
+        links = {link.readers[0]: link for link in self.links(model)}
+        for _, inputs in blocks_in_turn(model, list(links), calibration_data, largest):
+            for name, size in inputs.items():
+                self._smooth(model, links[name], links[name].shared(size))
+
+    def _smooth(self, model: PreTrainedModel, link: Link, inputs: Tensor) -> None:
+        weights = torch.stack([matrix(model, name).abs().amax(0) for name in link.readers]).amax(0)
+        scale = smooth_scales(inputs, link.shared(weights), self.alpha)
+        link.move(model, scale.where(inputs > 0, 1.0))  # nothing is known of a channel that no text has used
 
 
 def smooth_scales(input_absmax: Tensor, weight_absmax: Tensor, alpha: float) -> Tensor:

@@ -21,6 +21,7 @@ from optimum_slim.model.grids import Grid, note_grids, put_grids
 from optimum_slim.model.matrices import axis_of, matrix
 from optimum_slim.model.shape import Shape
 from optimum_slim.model.targets import idle_entries, targeted
+from optimum_slim.model.turns import blocks_to_change
 from optimum_slim.techniques.quantize.awq import awq_scales, products_and_sizes
 from optimum_slim.techniques.quantize.gptq import gptq
 from optimum_slim.techniques.quantize.hqq import hqq
@@ -54,6 +55,10 @@ class QuantizeWeights(Technique):
     iterations: int = 200  # autoround: steps for each block
     targets: tuple[str, ...] = ("attention", "ffn")  # roles, or globs over the names of linears
     ignore: tuple[str, ...] = ()  # roles or globs that stay as they are
+
+    @property
+    def streams(self) -> bool:  # type: ignore[override]
+        return self.method != "autoround"
 
     def mistakes(self) -> Iterator[str]:
         size = self.group_size
@@ -92,12 +97,13 @@ class QuantizeWeights(Technique):
     ) -> None:
         names = targeted(model, self.targets, self.ignore)
         groups: dict[str, Any] = {"bits": self.bits, "group_size": self.group_size, "symmetric": self.symmetric}
-        if self.method == "rtn":
-            for name in names:
-                self._put(model, name, rtn(matrix(model, name), **groups, searched=self.searched))
-        elif self.method == "hqq":
-            for name in names:
-                self._put(model, name, hqq(matrix(model, name), **groups))
+        if self.method in ("rtn", "hqq"):
+            for block in blocks_to_change(model):
+                for name in block.within(names):
+                    weight = matrix(model, name)
+                    nearest = self.method == "rtn"
+                    found = rtn(weight, **groups, searched=self.searched) if nearest else hqq(weight, **groups)
+                    self._put(model, name, found)
         elif self.method == "gptq":
             for _, moments in blocks_in_turn(model, names, calibration_data, products):
                 for name, moment in moments.items():

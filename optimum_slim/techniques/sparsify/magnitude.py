@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.matrices import matrix
+from optimum_slim.model.streamed import held
+from optimum_slim.model.turns import blocks_to_change
 from optimum_slim.techniques.sparsify.allocation import allocated
 from optimum_slim.techniques.sparsify.masks import lowest
 from optimum_slim.techniques.sparsify.settings import Sparsify
@@ -22,20 +25,24 @@ class SparsifyMagnitude(Sparsify):
     - sparsify.magnitude: {ratio: 0.5, pattern: 4x1}
     """
 
+    streams: ClassVar[bool] = True
+
     def apply(self, model: PreTrainedModel) -> None:
         if not self.ratio:
             return
         names = self.targeted(model)
         shares = allocated(self.allocation, self.ratio, self.pattern, names, _magnitudes(model, names))
-        for name, share in shares.items():
-            weight = matrix(model, name)
-            weight.masked_fill_(lowest(weight.abs(), share, self.pattern, by_row=False), 0)
+        for block in blocks_to_change(model):
+            for name in block.within(names):
+                weight = matrix(model, name)
+                weight.masked_fill_(lowest(weight.abs(), shares[name], self.pattern, by_row=False), 0)
         self.note(model)
 
 
 def _magnitudes(model: PreTrainedModel, names: list[str]) -> Iterator[dict[str, Tensor]]:
     """|W| of the linears in `names`, one block at a time."""
     for block in blocks_of(model):
-        inside = [name for name in names if name.startswith(f"{block.name}.")]
+        inside = block.within(names)
         if inside:
-            yield {name: matrix(model, name).abs() for name in inside}
+            with held(model, block.name):
+                yield {name: matrix(model, name).abs() for name in inside}

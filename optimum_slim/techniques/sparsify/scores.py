@@ -26,5 +26,5 @@ def wanda_scores(weight: Tensor, input_norm: Tensor) -> Tensor:
 
 def dense_scores(model: PreTrainedModel, names: Collection[str], batches: Batches) -> Iterator[dict[str, Tensor]]:
     """Wanda's scores of the linears in `names`, one block at a time, as long as nothing in the model changes."""
-    for _, found in blocks_in_turn(model, names, batches, squares):
+    for _, found in blocks_in_turn(model, names, batches, squares, changes=False):
         yield {name: wanda_scores(matrix(model, name), mean.sqrt()) for name, mean in found.items()}

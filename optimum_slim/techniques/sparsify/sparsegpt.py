@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class SparsifySparseGPT(Sparsify):
 
     - sparsify.sparsegpt: {ratio: 0.5, pattern: 4x1}
     """
+
+    streams: ClassVar[bool] = True
 
     def apply(self, model: PreTrainedModel, calibration_data: Batches) -> None:
         if not self.ratio:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from transformers import PreTrainedModel
 
@@ -22,6 +23,8 @@ class SparsifyWanda(Sparsify):
 
     - sparsify.wanda: {ratio: 0.5, pattern: 4x1}
     """
+
+    streams: ClassVar[bool] = True
 
     def apply(self, model: PreTrainedModel, calibration_data: Batches) -> None:
         if not self.ratio:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimum_slim.data.statistics import input_absmax
+from optimum_slim.data.stream import blocks_in_turn
+from optimum_slim.data.through import largest
 from optimum_slim.model.shape import shape_in
 from optimum_slim.techniques.quantize.smooth import QuantizeSmooth, smooth_scales
 from tests.contracts import all_answers, check_exported, check_plain, check_saved, gradients, module_kinds, supplies_for
@@ -26,6 +27,15 @@ def with_outliers(family):
 def smoothed(model, **settings):
     QuantizeSmooth(**settings).apply(model, token_batches())
     return model
+
+
+def input_absmax(model, names):
+    """The largest magnitudes of what linears read."""
+    return {
+        name: size
+        for _, found in blocks_in_turn(model, names, token_batches(), largest, changes=False)
+        for name, size in found.items()
+    }
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 0.85, 1.0])
@@ -60,16 +70,16 @@ def test_a_smoothed_model_answers_as_before_and_is_a_plain_one(family, tmp_path)
 @pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.down_proj"])
 def test_what_stood_out_in_activations_no_longer_does(name):
     name = f"model.layers.1.{name}"
-    before = input_absmax(with_outliers("llama"), [name], token_batches())[name]
-    after = input_absmax(smoothed(with_outliers("llama")), [name], token_batches())[name]
+    before = input_absmax(with_outliers("llama"), [name])[name]
+    after = input_absmax(smoothed(with_outliers("llama")), [name])[name]
     assert before.max() / before.median() > 3 * after.max() / after.median()
 
 
 def test_with_alpha_one_every_channel_of_the_calibration_texts_reaches_one():
     model = smoothed(tiny("llama"), alpha=1.0)
     names = [f"model.layers.2.{name}" for name in ("self_attn.k_proj", "mlp.gate_proj", "mlp.down_proj")]
-    for largest in input_absmax(model, names, token_batches()).values():
-        assert largest == pytest.approx(torch.ones(len(largest)), rel=1e-4)
+    for size in input_absmax(model, names).values():
+        assert size == pytest.approx(torch.ones(len(size)), rel=1e-4)
 
 
 def test_rows_of_int8_come_closer_to_the_floats():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from optimum_slim.data.statistics import input_grams
 from optimum_slim.errors import RecipeError
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.matrices import matrix
@@ -17,6 +16,7 @@ from optimum_slim.techniques.sparsify.scores import wanda_scores
 from optimum_slim.techniques.sparsify.settings import Sparsify
 from optimum_slim.techniques.sparsify.sparsegpt import SparsifySparseGPT, sparsegpt
 from optimum_slim.techniques.sparsify.wanda import SparsifyWanda
+from tests.data.whole import input_grams
 from tests.techniques.sparsify.reference import BLOCKS
 from tests.tiny import mostly_slow, tiny, token_batches
 

@@ -1,0 +1,74 @@
+"""Texts that go through a model block by block end where a whole forward pass ends, to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optimum_slim.data import through
+from optimum_slim.data.statistics import block_influences, grams_in_turn
+from optimum_slim.data.through import outputs_of, relative_error
+from optimum_slim.model.anatomy import blocks_of
+from optimum_slim.model.checkpoint import load_model
+from optimum_slim.model.turns import block_rows
+from tests.data.whole import input_grams
+from tests.tiny import FAMILIES, mostly_slow, save_tiny, tiny, token_batches
+
+
+def last_of(outputs):
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_are_those_of_the_whole_model(family, tmp_path, monkeypatch):
+    save_tiny(tmp_path, family)
+    whole, streamed = load_model(tmp_path), load_model(tmp_path, streamed=True)
+    batches = token_batches() + token_batches(padding="left")
+    with torch.no_grad():
+        wanted = [last_of(whole(**batch)) for batch in batches]
+    for allowed in (through.STATE_BYTES, 1):  # all at once, and one after the other
+        monkeypatch.setattr(through, "STATE_BYTES", allowed)
+        found = [last_of(outputs) for outputs in outputs_of(streamed, batches)]
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, wanted, strict=True))
+    assert all(parameter.is_meta for parameter in streamed.parameters())
+    assert not any("forward" in vars(block.module) for block in blocks_of(streamed))
+
+
+@pytest.mark.parametrize("family", mostly_slow("llama", "gpt2", "bert"))
+def test_second_moments_are_those_of_whole_passes_as_long_as_nothing_changes(family):
+    model, batches = tiny(family), token_batches()
+    for role in ("ffn_out", "output"):
+        names = [block.name_of(role) for block in blocks_of(model)]
+        wanted = input_grams(model, names, batches)
+        for block, gram in grams_in_turn(model, role, range(3), batches):
+            assert torch.equal(gram, wanted[block.name_of(role)])
+    assert [row["error"] for row in block_rows(model)] == [0.0] * 6
+
+
+def test_influences_are_those_of_a_whole_pass():
+    model, batches = tiny("llama"), token_batches()
+    with torch.no_grad():
+        states = [model(**batch, output_hidden_states=True).hidden_states for batch in batches]
+    # The last of them has gone through the final norm.
+    for at, found in enumerate(block_influences(model, batches)[:-1]):
+        pairs = [(one[at][batch["attention_mask"].bool()], one[at + 1][batch["attention_mask"].bool()])
+                 for one, batch in zip(states, batches, strict=True)]  # fmt: skip
+        cosines = torch.cat([torch.cosine_similarity(before, after, dim=-1) for before, after in pairs])
+        assert float(found) == pytest.approx(float((1 - cosines).mean()), rel=1e-5)
+
+
+def test_the_error_of_a_block_is_a_share_of_what_it_adds():
+    assert relative_error(0.0, 4.0) == 0
+    assert relative_error(1.0, 4.0) == 0.5
+    assert relative_error(0.0, 0.0) == 0
+
+
+def test_a_block_that_becomes_silent_has_lost_all():
+    model = tiny("llama")
+    for block, _ in grams_in_turn(model, "ffn_out", [1], token_batches()):
+        for linear in (block.output, block.ffn_out):
+            linear.weight.data.zero_()
+            if linear.bias is not None:
+                linear.bias.data.zero_()
+    (row,) = block_rows(model)
+    assert (row["block"], row["error"]) == (1, pytest.approx(1.0))
