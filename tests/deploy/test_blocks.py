@@ -20,7 +20,7 @@ from optimum_slim.deploy.verify import load_ort
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
 from optimum_slim.model.grids import Grid, grids_of
-from optimum_slim.tasks import task_named
+from optimum_slim.tasks import TextGeneration, task_named
 from optimum_slim.techniques.quantize.weights import QuantizeWeights
 from tests.tiny import answers, tiny, token_batches
 
@@ -144,6 +144,29 @@ def test_the_embedding_and_its_head_are_one_initializer(family, precision, bits,
     served = load_ort(tmp_path, task_named("auto", model.config))
     (batch,) = token_batches(((2, 8),), padding="left")
     assert served.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (2, 12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "close"), [("qwen2", 1e-4), ("gpt2", 0.05)])  # gpt2's positions have 8 bits
+def test_it_generates_what_torch_does_with_the_weights_of_the_file(family, close, tmp_path):
+    """Nothing stands on a grid here: every weight is read back from the file, the shared embedding with its head."""
+    model = tiny(family, vocab_size=256, tie_word_embeddings=True)
+    source = export_folder(model, TextGeneration, tmp_path / "fp32")
+    graph = deployed((model, source), tmp_path, "int4-weights", accuracy_level=1)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    names = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.ndim == 2}
+    for node in (one for one in graph.graph.node if one.op_type == "MatMulNBits"):
+        name, inputs = weight_of(node, names), attribute_of(node, "K", 0)
+        scales = np.repeat(stored[node.input[2]].reshape(attribute_of(node, "N", 0), -1), 32, 1)[:, :inputs]
+        rows = torch.from_numpy((unpacked(stored[node.input[1]], 4, inputs).astype(np.float32) - 8) * scales)
+        names[name].copy_(rows.T if "c_" in name else rows)
+    served = load_ort(tmp_path, TextGeneration)
+    for batch in token_batches():
+        wanted = answers(model, batch)
+        assert (answers(served, batch) - wanted).abs().max() < close * wanted.abs().max()
+    (batch,) = token_batches(((2, 8),), padding="left")
+    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    assert torch.equal(served.generate(**batch, **settings), model.generate(**batch, **settings))
 
 
 def test_the_report_tells_how_layers_are_stored(tmp_path):

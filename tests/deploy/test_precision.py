@@ -91,7 +91,7 @@ def test_no_weight_is_multiplied_as_floats(deployed, precision):
         ("int8-static", 0.99),
         ("int8-rows", 0.995),
         ("int8-weights", 0.99),
-        ("int4-weights", 0.7),
+        ("int4-weights", 0.5),
     ],
 )
 def test_answers_stay_close(deployed, precision, cosine):
@@ -168,7 +168,7 @@ def test_weights_that_are_left_high_stay_floats_and_others_do_not(deployed, tmp_
     (batch,) = token_batches(((3, 16),))
     ort = load_ort(tmp_path, task_named("auto", model.config))
     wanted, found = answers(model, batch), answers(ort, batch)
-    assert torch.cosine_similarity(wanted.flatten(), found.flatten(), dim=0) > (0.7 if "int4" in precision else 0.99)
+    assert torch.cosine_similarity(wanted.flatten(), found.flatten(), dim=0) > (0.5 if "int4" in precision else 0.99)
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)

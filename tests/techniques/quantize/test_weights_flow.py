@@ -55,6 +55,7 @@ def test_stock_onnx_runtime_answers_nearly_as_the_torch_model_and_generates(run)
     assert served.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False).shape == (2, 12)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(run, tmp_path):
     killed_run(run / "recipe.yaml", tmp_path / "out", "step-02")
     slim(load_recipe(str(run / "recipe.yaml")), tmp_path / "out")
