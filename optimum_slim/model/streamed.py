@@ -3,7 +3,9 @@ while it is used."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,6 +123,7 @@ def filled(model: PreTrainedModel, parts: Iterable[str], value: Callable[[str, T
         yield
     finally:
         _fill(model, _named(model, parts), lambda _, old: torch.empty_like(old, device="meta"))
+        _hand_back()
 
 
 def in_parts(model: PreTrainedModel) -> Iterator[list[nn.Parameter]]:
@@ -163,6 +166,14 @@ def _linked(path: Path, file: Path) -> bool:
     except OSError:  # a file system that knows no links
         return False
     return True
+
+
+def _hand_back() -> None:
+    """Gives the system what was freed: glibc keeps pieces of less than 32 MiB, which add up block by block."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _named(model: PreTrainedModel, parts: Iterable[str]) -> list[str]:
