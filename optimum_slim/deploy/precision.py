@@ -16,6 +16,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
 from optimum_slim.deploy.calibration import Method, input_ranges
+from optimum_slim.deploy.decoding import fuse_cached_attention
 from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
@@ -42,6 +43,7 @@ def prepared(source: Path) -> onnx.ModelProto:
     sum_residuals(graph)
     freeze_shapes(graph)
     fold_scales(graph)
+    fuse_cached_attention(graph)
     return graph
 
 
