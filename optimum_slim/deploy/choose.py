@@ -15,6 +15,7 @@ from optimum_slim.deploy.budget import Budget, Judge
 from optimum_slim.deploy.calibration import Method
 from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.integers import OnGrid, weights_on_grids
+from optimum_slim.deploy.logits import Logits
 from optimum_slim.deploy.measure import fastest_patterns
 from optimum_slim.deploy.precision import PRECISIONS, make_precisions
 from optimum_slim.deploy.verify import load_ort
@@ -34,6 +35,7 @@ class Deploy:
     calibration_method: Method = "minmax"  # int8-static: how texts tell ranges that quantize.aware did not learn
     group_size: int | None = None  # int8-rows: inputs that share a scale, e.g. 64; null: all inputs of a row
     target: Target = field(default_factory=Target)  # the loads to be fast at
+    logits: Logits = "last"  # of decoders: of the last token, which generation reads, or of all
     sparse: Literal["auto", "never", "always"] = "auto"  # int8-rows: zeros are left out where that is measured faster
     max_quality_loss: float | None = 0.02  # what precision may cost on validation; null accepts any
     decided: dict[str, Any] | None = None  # written by a run: what was measured and chosen; a re-run obeys it
@@ -113,7 +115,7 @@ def choose_precision(
     }
     high = (deploy.decided or {}).get("high", {}) if decided == fixed else {}
     options = {name: of_precision.get(name, {}) | ({"high": high} if high else {}) for name in names}
-    folders = make_precisions(source, work, options)
+    folders = make_precisions(source, work, options, deploy.logits)
 
     def chosen(name: str) -> Chosen:
         return Chosen(folders[name], _decided(name, patterns, high))
@@ -121,7 +123,8 @@ def choose_precision(
     if budget is not None and original is not None:
         judge = Judge.of(validation, source) if validation is not None else None
         search = Search(
-            model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options
+            *(model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options),
+            deploy.logits,
         )
         best = within(search, folders, high, obeyed=decided == fixed != "auto")
         drop = best.losses.drop if best.losses else None

@@ -29,6 +29,7 @@ from optimum_slim.deploy.graph import (
     unsigned_weights,
 )
 from optimum_slim.deploy.integers import OnGrid, blocks_on_grids
+from optimum_slim.deploy.logits import Logits, last_logits
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
@@ -37,13 +38,19 @@ from optimum_slim.deploy.static import quantize_linears, static_linears, uncalib
 WEIGHT_BLOCK = 32  # inputs that share a scale in int8-weights
 
 
-def prepared(source: Path) -> onnx.ModelProto:
-    """The graph of an fp32 export with less to compute, whatever the precision will be."""
+def prepared(source: Path, logits: Logits = "all") -> onnx.ModelProto:
+    """The graph of an fp32 export with less to compute, whatever the precision will be.
+
+    Args:
+        logits: of which tokens a decoder gives any where a session does not `read_all_logits`.
+    """
     graph = onnx.load(source)
     sum_residuals(graph)
     freeze_shapes(graph)
     fold_scales(graph)
     fuse_cached_attention(graph)
+    if logits == "last":
+        last_logits(graph)
     return graph
 
 
@@ -176,14 +183,16 @@ PRECISIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def make_precisions(source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+def make_precisions(
+    source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]], logits: Logits = "all"
+) -> dict[str, Path]:
     """A folder that an ORTModel loads for each wanted precision.
 
     Args:
         source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
-        `PRECISIONS[name]` takes them.
+        `PRECISIONS[name]` takes them. logits: as `prepared` takes them.
     """
-    graph, ready = prepared(source / "model.onnx"), work / "prepared.onnx"
+    graph, ready = prepared(source / "model.onnx", logits), work / "prepared.onnx"
     if len(wanted) > 1:
         save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
     return {
