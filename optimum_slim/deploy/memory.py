@@ -31,7 +31,7 @@ def opened(graph: onnx.ModelProto, outputs: Sequence[str] = ()) -> Iterator[onnx
     bare.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(outputs) if name not in told)
     lent: dict[str, onnxruntime.OrtValue] = {}
     for tensor in graph.graph.initializer:
-        if len(tensor.raw_data) <= SMALL:
+        if tensor.ByteSize() <= SMALL:
             bare.graph.initializer.append(tensor)
             continue
         lent[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(tensor))
@@ -40,5 +40,6 @@ def opened(graph: onnx.ModelProto, outputs: Sequence[str] = ()) -> Iterator[onnx
         outside.external_data.add(key="location", value="memory")
     options = session_options(1)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # each graph runs a few times, on a few tokens
     options.add_external_initializers(list(lent), list(lent.values()))
     yield onnxruntime.InferenceSession(bare.SerializeToString(), options)
