@@ -11,7 +11,7 @@ from optimum.onnxruntime import ORTModelForCausalLM
 
 from optimum_slim import session_options
 from optimum_slim.deploy.benchmark import feeds, with_cache
-from optimum_slim.deploy.export import export
+from optimum_slim.deploy.export import export, stock_cache_fits
 from optimum_slim.deploy.logits import last_logits
 from optimum_slim.deploy.parts import file_parts
 from optimum_slim.deploy.precision import PRECISIONS, make_precisions
@@ -75,8 +75,10 @@ def test_anyone_can_read_all_logits(made):
 @pytest.mark.parametrize("ways", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}])
 def test_stock_generation_is_the_same(made, ways, binding):
     model, folders = made
+    if binding and not stock_cache_fits(model):
+        pytest.skip("stock io-binding computes the cache's sizes by itself, and wrongly")
     found = []
-    for one in (model, *(ORTModelForCausalLM.from_pretrained(folders["last"]["fp32"], use_io_binding=binding),)):
+    for one in (model, ORTModelForCausalLM.from_pretrained(folders["last"]["fp32"], use_io_binding=binding)):
         (batch,) = token_batches(((3, 9),), "left")
         torch.manual_seed(0)
         found.append(one.generate(**batch, **{"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8} | ways))
