@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from optimum.onnxruntime import ORTModelForSequenceClassification
+from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSequenceClassification
 
 from optimum_slim.data.texts import Data, load_texts
 from optimum_slim.deploy.export import export, export_folder
@@ -60,6 +60,19 @@ def test_the_export_computes_what_torch_computes(exported):
         asked.pop("token_type_ids", None)
         texts = [one.generate(**asked, max_new_tokens=24, do_sample=False, pad_token_id=0) for one in (model, found)]
         assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("ways", [{}, {"num_beams": 3}])
+def test_a_served_decoder_generates_what_torch_does_from_texts_of_any_length(exported, ways, tmp_path):
+    model, task, folder = exported
+    if task.name != "text-generation":
+        pytest.skip("it generates nothing")
+    served = ORTModelForCausalLM.from_pretrained(make_precisions(folder, tmp_path, {"fp32": {}}, "last")["fp32"])
+    task.tokenizer.padding_side = "left"
+    texts = ["It is a truth universally acknowledged", "The", "In Debian, a package is"]
+    asked = task.tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    settings = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0} | ways
+    assert torch.equal(served.generate(**asked, **settings), model.generate(**asked, **settings))
 
 
 @pytest.mark.parametrize(("precision", "lost"), [("fp32", 1e-4), ("int8-weights", 0.01), ("int8-dynamic", 0.02)])

@@ -17,6 +17,7 @@ from optimum_slim.deploy.benchmark import feeds
 from optimum_slim.deploy.export import save_onnx
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.errors import DataError, ModelError
+from optimum_slim.kernels.session import read_all_logits
 from optimum_slim.progress import progress
 
 Method = Literal["minmax", "entropy", "percentile"]
@@ -52,7 +53,7 @@ def input_ranges(
     try:
         save_onnx(graph, scratch)
         # One thread: sums in another order would end in another range, and another file.
-        session = onnxruntime.InferenceSession(str(scratch), session_options(1))
+        session = onnxruntime.InferenceSession(str(scratch), read_all_logits(session_options(1)))
     finally:
         del graph.graph.output[:]
         graph.graph.output.extend(outputs)

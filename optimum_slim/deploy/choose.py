@@ -17,6 +17,7 @@ from optimum_slim.deploy.budget import Budget, Judge
 from optimum_slim.deploy.calibration import Method
 from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.integers import OnGrid, weights_on_grids
+from optimum_slim.deploy.logits import Logits
 from optimum_slim.deploy.measure import fastest_patterns
 from optimum_slim.deploy.precision import PRECISIONS, make_precisions
 from optimum_slim.deploy.verify import load_ort
@@ -36,6 +37,7 @@ class Deploy:
     calibration_method: Method = "minmax"  # int8-static: how texts tell ranges that quantize.aware did not learn
     group_size: int | None = None  # int8-rows: inputs that share a scale, e.g. 64; null: all inputs of a row
     target: Target = field(default_factory=Target)  # the loads to be fast at
+    logits: Logits = "last"  # of decoders: of the last token, which generation reads, or of all
     sparse: Literal["auto", "never", "always"] = "auto"  # int8-rows: zeros are left out where that is measured faster
     max_quality_loss: float | None = 0.02  # what precision may cost on validation; null accepts any
     decided: dict[str, Any] | None = None  # written by a run: what was measured and chosen; a re-run obeys it
@@ -123,7 +125,7 @@ def choose_precision(
     levels = {name: _known_level(deploy, name) for name in names if causal and name in BLOCK_BITS}
     for name in levels:
         options[name]["accuracy_level"] = levels[name].get("accuracy_level", 4)
-    folders = make_precisions(source, work, options)
+    folders = make_precisions(source, work, options, deploy.logits)
     for name in [one for one in levels if not levels[one]]:
         folders[name], levels[name] = gated(folders[name], texts_to_compare(validation, model.config.vocab_size))
         options[name]["accuracy_level"] = levels[name]["accuracy_level"]
@@ -134,7 +136,8 @@ def choose_precision(
     if budget is not None and original is not None:
         judge = Judge.of(validation, source) if validation is not None else None
         search = Search(
-            model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options
+            *(model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options),
+            deploy.logits,
         )
         best = within(search, folders, high, obeyed=decided == fixed != "auto")
         drop = best.losses.drop if best.losses else None

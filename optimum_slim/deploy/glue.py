@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper
 
 from optimum_slim.deploy.benchmark import feeds, with_cache
-from optimum_slim.deploy.export import is_large
 from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused
-from optimum_slim.deploy.machine import session_options
+from optimum_slim.deploy.memory import opened
 from optimum_slim.deploy.wiring import Wiring
 
 # (phase, batch, tokens): what differs between these runs depends on the texts, and stays.
@@ -29,13 +27,11 @@ def freeze_shapes(graph: onnx.ModelProto) -> int:
     Exporters trace `x.view(batch, tokens, heads, -1)` into a dozen nodes for each view, which ONNX Runtime computes
     anew for every text.
     """
-    if is_large(graph):  # it is run from memory, as one message
-        return 0
     before = len(graph.graph.node)
     shapely, makers = _from_shapes(graph), Wiring(graph).makers
     wanted = sorted(shapely & _read_by_others(graph, shapely))
     reshapes = [node for node in graph.graph.node if node.op_type == "Reshape" and node.input[1] in shapely]
-    seen = observed(graph, [*wanted, *(node.input[0] for node in reshapes)])
+    seen = observed(graph, [*wanted, *(name for node in reshapes for name in (node.input[0], node.output[0]))])
     for name in wanted:
         values = [run[name] for run in seen]
         if values[0].size <= LARGEST and all(np.array_equal(values[0], other) for other in values[1:]):
@@ -50,23 +46,15 @@ def freeze_shapes(graph: onnx.ModelProto) -> int:
 
 
 def observed(graph: onnx.ModelProto, names: Sequence[str]) -> list[Values]:
-    """The values of some names in each of `RUNS`; of a graph without cache in those that it knows. It must not be
-    large: it is run from memory."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(graph)
-    told = {value.name for value in probe.graph.output}
-    missing = [name for name in dict.fromkeys(names) if name not in told]
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing)
-    options = session_options(1)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options)
-    cached = any(value.name.startswith("past_key_values") for value in session.get_inputs())
+    """The values of some names in each of `RUNS`; of a graph without cache in those that it knows."""
     found: list[Values] = []
-    for phase, batch, tokens in RUNS:
-        inputs = feeds(session, phase if cached else "prefill", batch, tokens)
-        if cached and phase == "decode":
-            inputs = with_cache(session, inputs, batch, tokens)
-        found.append(dict(zip(names, session.run(list(names), inputs), strict=True)))
+    with opened(graph, names) as session:
+        cached = any(value.name.startswith("past_key_values") for value in session.get_inputs())
+        for phase, batch, tokens in RUNS:
+            inputs = feeds(session, phase if cached else "prefill", batch, tokens)
+            if cached and phase == "decode":
+                inputs = with_cache(session, inputs, batch, tokens)
+            found.append(dict(zip(names, session.run(list(names), inputs), strict=True)))
     return found
 
 
@@ -94,7 +82,7 @@ def _write_down(graph: onnx.ModelProto, maker: onnx.NodeProto, name: str, value:
 
 def _copy_sizes(graph: onnx.ModelProto, node: onnx.NodeProto, seen: Sequence[Values]) -> None:
     """Writes the target of a Reshape as constants, where each size is a constant, a copy, or the one that is left."""
-    targets = [run[node.input[1]].tolist() for run in seen]
+    targets = [run[node.output[0]].shape for run in seen]
     shapes = [run[node.input[0]].shape for run in seen]
     sizes = []
     for axis, first in enumerate(targets[0]):

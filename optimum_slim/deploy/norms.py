@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx
 
-from optimum_slim.deploy.export import is_large
 from optimum_slim.deploy.glue import observed
 from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
 from optimum_slim.deploy.wiring import Wiring, attribute_of
@@ -15,7 +14,7 @@ def fuse_residual_norms(graph: onnx.ModelProto) -> int:
     """Makes each Sum of two values of one shape, and the LayerNormalization that alone reads it, one SlimResidualNorm,
     in place; returns how many."""
     pairs = _sums_and_norms(graph)
-    if not pairs or is_large(graph):
+    if not pairs:
         return 0
     seen = observed(graph, [name for add, _ in pairs for name in add.input])
     made = 0

@@ -16,6 +16,7 @@ from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
 from optimum_slim.deploy.blocks import WEIGHT_BLOCK, AccuracyLevel, share_blocks, write_grids
 from optimum_slim.deploy.calibration import Method, input_ranges
+from optimum_slim.deploy.decoding import fuse_cached_attention
 from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
@@ -27,18 +28,26 @@ from optimum_slim.deploy.graph import (
     unsigned_weights,
 )
 from optimum_slim.deploy.integers import OnGrid
+from optimum_slim.deploy.logits import Logits, last_logits
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
 
 
-def prepared(source: Path) -> onnx.ModelProto:
-    """The graph of an fp32 export with less to compute, whatever the precision will be."""
+def prepared(source: Path, logits: Logits = "all") -> onnx.ModelProto:
+    """The graph of an fp32 export with less to compute, whatever the precision will be.
+
+    Args:
+        logits: of which tokens a decoder gives any where a session does not `read_all_logits`.
+    """
     graph = onnx.load(source)
     sum_residuals(graph)
     freeze_shapes(graph)
     fold_scales(graph)
+    fuse_cached_attention(graph)
+    if logits == "last":
+        last_logits(graph)
     return graph
 
 
@@ -166,14 +175,16 @@ PRECISIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def make_precisions(source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+def make_precisions(
+    source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]], logits: Logits = "all"
+) -> dict[str, Path]:
     """A folder that an ORTModel loads for each wanted precision.
 
     Args:
         source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
-        `PRECISIONS[name]` takes them.
+        `PRECISIONS[name]` takes them. logits: as `prepared` takes them.
     """
-    graph, ready = prepared(source / "model.onnx"), work / "prepared.onnx"
+    graph, ready = prepared(source / "model.onnx", logits), work / "prepared.onnx"
     if len(wanted) > 1:
         save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
     return {

@@ -18,6 +18,7 @@ from optimum_slim.data.through import outputs_of
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.errors import ModelError, VerifyError
+from optimum_slim.kernels.session import read_all_logits
 from optimum_slim.model.checkpoint import load_model
 from optimum_slim.model.streamed import disk_of, held, parts_of
 from optimum_slim.tasks.task import Task
@@ -27,7 +28,8 @@ CLOSE = 1e-3  # of the largest output: fp32 exports agree to 1e-6, and a wrong w
 
 
 def load_ort(folder: Path, task: type[Task], threads: int = 0) -> Any:
-    """The stock ORTModel of a folder; SlimLinear layers run by our kernels where they are built.
+    """The stock ORTModel of a folder, as it is judged: SlimLinear layers run by our kernels where they are built, and a
+    decoder gives the logits of all tokens.
 
     Args:
         threads: of one inference; 0: ONNX Runtime's choice.
@@ -35,7 +37,7 @@ def load_ort(folder: Path, task: type[Task], threads: int = 0) -> Any:
     Raises:
         ModelError: it does not load.
     """
-    options = session_options(threads)
+    options = read_all_logits(session_options(threads))
     try:
         return getattr(optimum.onnxruntime, task.ort_class).from_pretrained(folder, session_options=options)
     except Exception as error:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from optimum_slim.deploy.benchmark import Target
 from optimum_slim.deploy.budget import Budget, Judge, Losses, Tried, measured_speedup, not_good, too_slow
 from optimum_slim.deploy.export import onnx_bytes, save_onnx
+from optimum_slim.deploy.logits import Logits
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.precision import make_precision, prepared
 from optimum_slim.deploy.sensitivity import Probe, fewest, measured, units_of
@@ -39,6 +40,7 @@ class Search:
     causal: bool
     judge: Judge | None
     options: Mapping[str, Mapping[str, Any]]  # by precision
+    logits: Logits
 
     def tried(self, precision: str, high: Mapping[str, float], folder: Path) -> Tried:
         return Tried(precision, high, folder, self.judge.losses(folder) if self.judge else None)
@@ -55,7 +57,7 @@ class Search:
     def ready(self) -> Path:
         """The prepared graph: read anew for each file, as making one changes it."""
         path = self.work / "ready.onnx"
-        save_onnx(prepared(self.source / "model.onnx"), path)
+        save_onnx(prepared(self.source / "model.onnx", self.logits), path)
         return path
 
     def make(self, precision: str, high: Sequence[str], folder: str) -> Path:

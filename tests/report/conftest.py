@@ -25,6 +25,7 @@ RECIPE = {
     "model": "texts-by-author",
     "data": {"source": "letters", "evaluation": "test", "max_length": 64, "limit": 321},
     "steps": [],
+    "deploy": {"logits": "last"},
 }
 
 

@@ -49,6 +49,16 @@ def test_each_set_of_texts_has_its_own_results_and_infinity_is_left_out(report, 
     assert "ORTModelForCausalLM.from_pretrained" in card.text
 
 
+@pytest.mark.parametrize(
+    ("task", "logits", "told"),
+    [("text-generation", "last", True), ("text-generation", "all", False), ("text-classification", "last", False)],
+)
+def test_the_card_says_where_a_decoder_gives_the_last_logits_alone(report, written, task, logits, told):
+    report.task = task
+    report.recipe["deploy"]["logits"] = logits
+    assert ("all_logits=True" in written(report).text) == told
+
+
 def test_a_local_model_is_named_by_its_folder_and_content_and_not_as_a_hub_model(report, written):
     card = written(report)
     assert card.data.base_model is None
