@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--texts", type=int, default=2000, help="blocks to learn from, again and again")
     parser.add_argument("--tokens", type=int, default=128, help="in a block")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--limit", type=int, default=200, help="blocks of validation to judge on")
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def key_of(arguments: argparse.Namespace, name: str, seed: int) -> str:
-    kept = ("set", "layers", "steps", "batch_size", "tokens", "learning_rate", "limit")
+    kept = ("set", "layers", "steps", "batch_size", "texts", "tokens", "learning_rate", "limit")
     how = [{key: vars(arguments)[key] for key in kept}, Path(arguments.model).name, CASES[name], seed]
     return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -86,7 +87,7 @@ def trained(arguments: argparse.Namespace, settings: dict[str, Any] | None, seed
     task = TextGeneration(model.config, load_tokenizer(folder), data, folder)
     texts = load_texts(data, 0)
     assert texts.train is not None, "there is no train split"
-    examples = task.examples(texts.train.shuffle(seed=0), arguments.steps * arguments.batch_size)
+    examples = task.examples(texts.train.shuffle(seed=0), arguments.texts)
     zeros = watched(settings) if settings is not None else None
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
