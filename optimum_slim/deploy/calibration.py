@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import helper
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.benchmark import feeds
-from optimum_slim.deploy.export import save_onnx
 from optimum_slim.deploy.machine import session_options
+from optimum_slim.deploy.memory import opened
 from optimum_slim.errors import DataError, ModelError
 from optimum_slim.kernels.session import read_all_logits
 from optimum_slim.progress import progress
@@ -28,9 +26,7 @@ QUANTIZED_BINS = 128  # to which entropy compares it, as TensorRT and ONNX Runti
 PERCENTILE = 99.99  # of the values are within the range
 
 
-def input_ranges(
-    graph: onnx.ModelProto, names: Collection[str], texts: Batches, method: Method, scratch: Path
-) -> dict[str, Range]:
+def input_ranges(graph: onnx.ModelProto, names: Collection[str], texts: Batches, method: Method) -> dict[str, Range]:
     """The range of values of a graph on texts, by name.
 
     Args:
@@ -38,7 +34,6 @@ def input_ranges(
         texts: tokenized, with an `attention_mask`; padding is cut off, so that each runs as a server would meet it.
         method: `minmax`: all that is seen; `percentile`: without the outermost; `entropy`: the range whose integers
         tell most of the distribution.
-        scratch: a file to write in between, as a session of a large model must be built from one.
 
     Raises:
         DataError: there are no texts. ModelError: a value is not finite.
@@ -47,30 +42,20 @@ def input_ranges(
         return {}
     if not texts:
         raise DataError("deploy.precision: int8-static needs texts to calibrate; give `data` a train split")
-    outputs = list(graph.graph.output)
-    del graph.graph.output[:]
-    graph.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    try:
-        save_onnx(graph, scratch)
-        # One thread: sums in another order would end in another range, and another file.
-        session = onnxruntime.InferenceSession(str(scratch), read_all_logits(session_options(1)))
-    finally:
-        del graph.graph.output[:]
-        graph.graph.output.extend(outputs)
-        for file in (scratch, scratch.with_name(f"{scratch.name}_data")):
-            file.unlink(missing_ok=True)
+    # One thread: sums in another order would end in another range, and another file.
+    with opened(graph, list(names), alone=True, options=read_all_logits(session_options(1))) as session:
 
-    def values(what: str) -> Iterator[tuple[str, np.ndarray]]:
-        for text in progress(list(_single(texts)), what):
-            yield from zip(names, session.run(list(names), _inputs(session, text)), strict=True)
+        def values(what: str) -> Iterator[tuple[str, np.ndarray]]:
+            for text in progress(list(_single(texts)), what):
+                yield from zip(names, session.run(list(names), _inputs(session, text)), strict=True)
 
-    widest = _widest(values("calibrating"))
-    if method == "minmax":
-        return widest
-    histograms = {name: np.zeros(BINS, np.int64) for name in names}
-    for name, found in values("counting"):
-        largest = max(map(abs, widest[name]))
-        histograms[name] += np.histogram(found, BINS, (-largest, largest))[0]
+        widest = _widest(values("calibrating"))
+        if method == "minmax":
+            return widest
+        histograms = {name: np.zeros(BINS, np.int64) for name in names}
+        for name, found in values("counting"):
+            largest = max(map(abs, widest[name]))
+            histograms[name] += np.histogram(found, BINS, (-largest, largest))[0]
     narrow = {"percentile": percentile_threshold, "entropy": entropy_threshold}[method]
     return {name: _narrowed(widest[name], histograms[name], narrow) for name in names}
 

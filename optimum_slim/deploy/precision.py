@@ -104,8 +104,7 @@ def int8_static(
     fold_transposed_weights(graph)
     tied, products, tables = tied_heads(graph), *_left(graph, high)
     linears = [one for one in static_linears(graph) if one.nodes[0].name not in products]
-    scratch = target.with_name("calibration.onnx")
-    ranges = input_ranges(graph, uncalibrated(linears, grids), texts, method, scratch)
+    ranges = input_ranges(graph, uncalibrated(linears, grids), texts, method)
     quantize_linears(graph, linears, grids, ranges)
     quantize_embeddings(graph, tied, tables)
     save_onnx(graph, target)

@@ -119,7 +119,7 @@ def fake_quantized(made, tmp_path):
     model = copy.deepcopy(made[0])
     graph = prepared(made[1] / "model.onnx")
     heads = [one for one in static_linears(graph) if weight_of(model, graph, one.name) is None]
-    ranges = input_ranges(graph, [one.x for one in heads], token_batches(), "minmax", tmp_path / "scratch.onnx")
+    ranges = input_ranges(graph, [one.x for one in heads], token_batches(), "minmax")
     entering = {
         name.removesuffix(".weight"): (grid.input_scale, grid.input_zero_point.int())
         for name, grid in grids_of(model).items()
