@@ -120,11 +120,9 @@ def test_entropy_is_near_the_threshold_of_onnx_runtimes_calibrator(outlier):
 
 SCRIPT = """
 import resource, sys
-from pathlib import Path
 import onnx, torch
 from optimum_slim.deploy.calibration import input_ranges
 from optimum_slim.deploy.static import static_linears
-from optimum_slim.errors import DataError, ModelError
 
 graph, method = onnx.load(sys.argv[1]), sys.argv[2]
 names = list(dict.fromkeys(one.x for one in static_linears(graph)))
