@@ -191,9 +191,8 @@ def _quality_claims(
     evaluation = Evaluation.of(bound, texts.evaluation(settings.evaluation))
     if original is not None:
         evaluation = replace(evaluation, original=evaluation.outcomes(load_ort(original, task)))
-    found = evaluation.quality(slim := load_ort(folder, task))
-    if original is not None:
-        found |= evaluation.divergence(slim, load_ort(original, task))
+    slim = load_ort(folder, task)
+    found = evaluation.quality(slim) if original is None else evaluation.compared(slim, load_ort(original, task))
     compared = COMPARED if original is None else ()
     for name, value in claimed.items():
         if name.split("/")[0] in compared:

@@ -57,24 +57,22 @@ class Original:
         return self._answering(self.plan.validation, "judging the original model on validation")
 
     def quality(self, model: Any, batch_size: int = 1) -> Metrics:
-        """A model's figures, compared with the original's answers where the task does so; without a model the
-        original's own."""
+        """A model's figures, compared with the original's answers where the task does so."""
+        return {} if self.evaluation is None else self.evaluation.quality(model, batch_size)
+
+    def compared(self, model: Any) -> Metrics:
+        """The same, and how far its odds are from the original's, where the task tells; without a model the original's
+        own figures."""
         if self.evaluation is None or self.evaluation.original is None:
             return {}
         if model is None:
             return self.evaluation.metrics(self.evaluation.original)
-        return self.evaluation.quality(model, batch_size)
+        return self.evaluation.compared(model, self.model)
 
     @cached_property
     def model(self) -> Any:
         """Its fp32 export, loaded."""
         return load_ort(self.folder, type(self.plan.task), self.plan.recipe.threads)
-
-    def divergence(self, model: Any) -> Metrics:
-        """How far a model's odds are from the original's, where the task tells."""
-        if self.evaluation is None or not self.plan.task.compares_odds:
-            return {}
-        return self.evaluation.divergence(model, self.model)
 
     def samples(self, model: Any) -> list[Row]:
         """What a decoder writes, beside what the original writes."""
@@ -108,7 +106,7 @@ def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path
             "parameters": parameters_of(counted),
             "zeros": zeros_of(counted),
             "file_bytes": onnx_bytes(path / "model.onnx"),
-            "quality": original.quality(judged) | ({} if judged is None else original.divergence(judged)),
+            "quality": original.compared(judged),
             **latency_row(times[name]),
             "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
         }

@@ -1,9 +1,12 @@
-"""Progress of long work: a bar with the time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar with the time left on a terminal, a plain line now and then elsewhere; and quiet for
+libraries that log what nobody asked about."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -18,6 +21,17 @@ def silence(silent: bool = True) -> None:
     """Tells nothing from now on, or speaks again."""
     global _silent
     _silent = silent
+
+
+@contextlib.contextmanager
+def logs_silenced() -> Iterator[None]:
+    """Inside, no library logs anything below an error."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
 
 
 def progress(work: Iterable[Any] | None, what: str, total: int | None = None, done: int = 0) -> tqdm:

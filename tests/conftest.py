@@ -1,5 +1,6 @@
 """Tests run offline, on one thread, and leave no cache behind. What several of them look at is run once."""
 
+import contextlib
 import os
 import tempfile
 
@@ -19,10 +20,25 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+@contextlib.contextmanager
+def _five_rounds():
+    from optimum_slim.deploy import benchmark
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "ROUNDS", 5)
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_rounds():
+    """Runs of this module time their files for a moment only."""
+    with _five_rounds():
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
     """A folder with `out`, which a run wrote, and beside it the `model` and `texts` that it was made of."""
-    from optimum_slim.deploy import benchmark
     from optimum_slim.flow import slim
     from optimum_slim.recipe import read_recipe
     from tests.tiny import save_rows, save_tiny
@@ -36,7 +52,6 @@ def finished_run(tmp_path_factory):
         "data": {"source": str(root / "texts"), "max_length": 16},
         "deploy": {"precision": "int8-dynamic", "max_quality_loss": None, "target": {"tokens": [16]}},
     }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "ROUNDS", 5)
+    with _five_rounds():
         slim(read_recipe(content), root / "out")
     return root

@@ -11,7 +11,7 @@ HOUSE = Path(optimum_slim.__file__).parent
 FLOORS = (
     "commands", "optimizer quantizer", "flow claims", "supplies original", "company", "workspace", "planning", "recipe",
     "techniques deploy", "report", "training", "tasks", "data", "model", "processes",
-    "errors registration progress sources kernels",
+    "errors files registration progress sources kernels",
 )  # fmt: skip
 HEIGHT = {name: -number for number, names in enumerate(FLOORS) for name in names.split()}
 FILES = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]

@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from optimum_slim.data.texts import load_extra
-from optimum_slim.deploy import benchmark
 from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.errors import OutputError, QualityError
 from optimum_slim.flow import slim
@@ -24,6 +23,8 @@ from optimum_slim.planning import fingerprint
 from optimum_slim.recipe import load_recipe, read_recipe
 from optimum_slim.report.report import Report, parameters_of
 from tests.tiny import save_rows, save_tiny, tiny, tiny_tokenizer
+
+pytestmark = pytest.mark.usefixtures("few_rounds")
 
 DEPLOY = {"max_quality_loss": None, "target": {"tokens": [16]}}
 TRAIN = {"max_steps": 3, "batch_size": 8, "with": [{"distill.logits": {"temperature": 2}}]}
@@ -37,13 +38,6 @@ DECODER = {
 }
 SAME_BYTES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
               "model.safetensors", "model.onnx", "slim_recipe.yaml")  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_rounds():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "ROUNDS", 5)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import pytest
 import torch
 import yaml
 
-from optimum_slim.deploy import benchmark
 from optimum_slim.errors import RecipeError
 from optimum_slim.flow import slim
 from optimum_slim.model import memory
@@ -21,14 +20,9 @@ from optimum_slim.planning import planned
 from optimum_slim.recipe import load_recipe, read_recipe
 from tests.tiny import save_rows, save_tiny
 
+pytestmark = pytest.mark.usefixtures("few_rounds")
+
 STEPS = [{"prune.ffn": {"ratio": 0.5}}, {"sparsify.sparsegpt": {"ratio": 0.5}}]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_rounds():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "ROUNDS", 5)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from optimum_slim.errors import SlimError
+from optimum_slim.files import wholly
 from optimum_slim.model.checkpoint import find_model, load_config, load_model, load_tokenizer
 from optimum_slim.progress import progress
 
@@ -80,13 +81,13 @@ def augmented(
     if not file.exists():
         copies = [_copies(texts[column], settings, (seed, at), propose) for at, column in enumerate(columns)]
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(".unfinished")
-        with unfinished.open("w", encoding="utf-8") as lines:
-            for old, new in zip(zip(*texts.values()), zip(*copies), strict=True):
-                for row in zip(*new, strict=True):
-                    if row != old:
-                        lines.write(json.dumps(row) + "\n")
-        unfinished.rename(file)
+        changed = (
+            row
+            for old, new in zip(zip(*texts.values()), zip(*copies), strict=True)
+            for row in zip(*new, strict=True)
+            if row != old
+        )
+        wholly(file, lambda to: to.write_text("".join(f"{json.dumps(row)}\n" for row in changed), encoding="utf-8"))
     with file.open(encoding="utf-8") as lines:
         made = [json.loads(line) for line in lines]
     return Dataset.from_dict({column: [row[at] for row in made] for at, column in enumerate(columns)})

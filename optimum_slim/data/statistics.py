@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from optimum_slim.data.through import Text, on_their_way, send_on, statistics_of
+from optimum_slim.data.through import Statistic, Text, on_their_way, send_on, statistics_of
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.shape import in_features
 from optimum_slim.model.streamed import held
@@ -74,7 +74,7 @@ def _grams(
         linear = getattr(block, role)
         with held(model, block.name):
             watched = {role: linear} if block in asked else {}
-            found, states = statistics_of(block, watched, texts, partial(_products, linear.bias is not None))
+            found, states = statistics_of(block, watched, texts, Statistic(partial(_products, linear.bias is not None)))
         if found:
             grams[block.index] = found[role]
         for text, after in zip(texts, states, strict=True):

@@ -16,15 +16,12 @@ from optimum_slim.model.streamed import held
 from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
-
-def squares(rows: Tensor) -> Tensor:
-    """x^2, summed: [K]. Their mean is the square of Wanda's input norm, up to the number of rows."""
-    return rows.square().sum(0)
-
-
-def products(rows: Tensor) -> Tensor:
-    """X^T X: [K, K]. SparseGPT's Hessian is twice its mean."""
-    return rows.T @ rows
+# The mean of x^2: [K]. It is the square of Wanda's input norm, up to the number of rows.
+squares = Statistic(lambda rows: rows.square().sum(0))
+# The mean of x^T x: [K, K]. SparseGPT's Hessian is twice as much.
+products = Statistic(lambda rows: rows.T @ rows)
+# The largest |x| of each input: [K].
+largest = Statistic(lambda rows: rows.abs().amax(0), torch.maximum, mean=False)
 
 
 @torch.no_grad()
@@ -40,14 +37,14 @@ def blocks_in_turn(
     Args:
         model: a running model. names: the linears that are asked for, as in `named_modules()`; blocks without one are
         run but not told. batches: tokenized texts with an `attention_mask` [batch, tokens].
-        statistic: `squares`, `products` or `largest`.
+        statistic: `squares`, `products`, `largest` or another.
         changes: what becomes of each block, its weights, sizes and grids, is kept, with the error of it (see
         `relative_error`). A streamed step that was broken off goes on at its block: those that are finished are not
         told again. Without, the caller only looks, and all blocks are told.
 
     Yields:
-        The block, and for each linear the statistic's mean over real tokens, float32, or the `largest`. Linears that
-        read the same tensor share theirs.
+        The block, and for each linear the statistic of all real tokens, float32. Linears that read the same tensor
+        share theirs.
     """
     blocks = list(blocks_of(model))
     wanted = [_linears(block, names) for block in blocks]

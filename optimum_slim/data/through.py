@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -18,11 +19,18 @@ from optimum_slim.model.anatomy import Block, anatomy_of, blocks_of
 from optimum_slim.model.streamed import HEAD, OUTSIDE, device_of, held
 from optimum_slim.progress import progress
 
-Statistic = Callable[[Tensor], Tensor]  # of rows [rows, K]; of more rows it is the sum, but for `largest`
-
 STATE_BYTES = 2**29  # of states of a streamed model that are held at a time where there is a choice
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What is asked about the rows [rows, K] that a linear reads."""
+
+    of: Callable[[Tensor], Tensor]  # some rows
+    join: Callable[[Tensor, Tensor], Tensor] = torch.add  # that of some rows and that of others
+    mean: bool = True  # it is divided by the number of rows in the end
 
 
 class Text:
@@ -77,11 +85,6 @@ class Text:
             return model(**self.inputs)
 
 
-def largest(rows: Tensor) -> Tensor:
-    """|x|, the largest of each input: [K]. Of more rows it is again the largest."""
-    return rows.abs().amax(0)
-
-
 class _LastBlockReached(Exception):  # noqa: N818  it is no error
     """What comes after the last block need not run."""
 
@@ -98,16 +101,15 @@ def statistics_of(
     """Runs a block, which is held, over all texts, which stay where they are.
 
     Args:
-        linears: of the block, by any name. statistic: of rows, summed over texts.
+        linears: of the block, by any name.
 
     Returns:
-        For each linear the statistic's mean over the real tokens that it reads, float32, or the `largest`; and what the
-        block made of each text. Queries, keys and values read one tensor: its statistic is computed once, and shared.
+        For each linear the statistic of all real tokens that it reads, float32; and what the block made of each text.
+        Queries, keys and values read one tensor: its statistic is computed once, and shared.
     """
-    sums: dict[str, Tensor] = {}
+    joined: dict[str, Tensor] = {}
     first: dict[str, str] = {}  # of the linears that read the same tensor, the one that reads it first
     latest: tuple[Tensor, str] | None = None
-    join = torch.maximum if statistic is largest else torch.add
     real = torch.ones(0, dtype=torch.bool)
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -115,8 +117,8 @@ def statistics_of(
             nonlocal latest
             if latest is None or latest[0] is not inputs[0]:
                 latest = inputs[0], name
-                found = statistic(inputs[0].flatten(0, -2)[real].float())
-                sums[name] = join(sums[name], found) if name in sums else found
+                found = statistic.of(inputs[0].flatten(0, -2)[real].float())
+                joined[name] = statistic.join(joined[name], found) if name in joined else found
             first[name] = latest[1]
 
         return add
@@ -131,9 +133,9 @@ def statistics_of(
     finally:
         for hook in hooks:
             hook.remove()
-    rows = 1 if statistic is largest else sum(int(text.real.sum()) for text in texts)
-    means = {name: total / rows for name, total in sums.items()}
-    return {name: means[first[name]] for name in linears}, outputs
+    rows = sum(int(text.real.sum()) for text in texts) if statistic.mean else 1
+    found = {name: total / rows for name, total in joined.items()}
+    return {name: found[first[name]] for name in linears}, outputs
 
 
 def send_on(block: Block, texts: Sequence[Text], old: Sequence[Tensor]) -> float | None:

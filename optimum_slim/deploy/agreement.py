@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from optimum_slim.deploy.export import save_onnx
 from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.tasks import TextGeneration
 from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.task import in_turn, without_labels
 
 LEAST = 0.9  # of tokens must be the same: nearly equal ones aside, rounding leaves 95 to 99 % as they are
 TOKENS = 2048  # that are compared, at least where there are so many
@@ -63,12 +63,11 @@ def texts_to_compare(validation: Evaluation | None, vocabulary: int) -> list[dic
         ids = torch.randint(min(5, vocabulary - 1), vocabulary, UNKNOWN, generator=draw)
         return [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in ids]
     chosen, tokens = list[dict[str, Tensor]](), 0
-    for example in _in_turn(validation):
+    for example in in_turn(validation.sets.values()):
         if tokens >= TOKENS:
             break
-        batch = {key: one for key, one in validation.task.collate([example]).items() if key != "labels"}
-        chosen.append(batch)
-        tokens += int(batch["attention_mask"].sum())
+        chosen.append(without_labels(validation.task.collate([example])))
+        tokens += int(chosen[-1]["attention_mask"].sum())
     return chosen
 
 
@@ -78,15 +77,3 @@ def set_level(graph: onnx.ModelProto, level: int) -> None:
         for attribute in node.attribute:
             if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
                 attribute.i = level
-
-
-def _in_turn(validation: Evaluation) -> Iterator[Any]:
-    """One text of each set, then the next of each."""
-    sets = [iter(rows) for rows in validation.sets.values()]
-    while sets:
-        for rows in list(sets):
-            example = next(rows, None)
-            if example is None:
-                sets.remove(rows)
-            else:
-                yield example

@@ -125,7 +125,7 @@ def choose_precision(
     levels = {name: _known_level(deploy, name) for name in names if causal and name in BLOCK_BITS}
     for name in levels:
         options[name]["accuracy_level"] = levels[name].get("accuracy_level", 4)
-    folders = make_precisions(source, work, options, deploy.logits)
+    folders = make_precisions(source, work, options, deploy.logits, keep=budget is not None)
     for name in [one for one in levels if not levels[one]]:
         folders[name], levels[name] = gated(folders[name], texts_to_compare(validation, model.config.vocab_size))
         options[name]["accuracy_level"] = levels[name]["accuracy_level"]
@@ -136,8 +136,7 @@ def choose_precision(
     if budget is not None and original is not None:
         judge = Judge.of(validation, source) if validation is not None else None
         search = Search(
-            *(model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options),
-            deploy.logits,
+            model, source, original, work, budget, deploy.max_quality_loss, deploy.target, causal, judge, options
         )
         best = within(search, folders, high, obeyed=decided == fixed != "auto")
         drop = best.losses.drop if best.losses else None

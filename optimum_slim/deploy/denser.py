@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.deploy.sensitivity import Probe, fewest, in_order, units_of
+from optimum_slim.files import wholly
 from optimum_slim.model.sparsity import forget_sparsity, sparsity_in
 from optimum_slim.progress import progress
 from optimum_slim.tasks.evaluate import Evaluation
@@ -66,9 +67,8 @@ def keep_dense(weights: Mapping[str, Tensor], path: Path) -> None:
     """Keeps weights from before their first zeros beside those that are kept already (safetensors), whole or not at
     all."""
     if weights:
-        kept, unfinished = load_file(path) if path.exists() else {}, path.with_suffix(".unfinished")
-        save_file({**weights, **kept}, unfinished)
-        unfinished.replace(path)
+        kept = load_file(path) if path.exists() else {}
+        wholly(path, lambda to: save_file({**weights, **kept}, to))
 
 
 @torch.no_grad()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
-from optimum_slim.deploy.blocks import WEIGHT_BLOCK, AccuracyLevel, share_blocks, write_grids
+from optimum_slim.deploy.blocks import BLOCK_BITS, WEIGHT_BLOCK, AccuracyLevel, share_blocks, write_grids
 from optimum_slim.deploy.calibration import Method, input_ranges
 from optimum_slim.deploy.decoding import fuse_cached_attention
 from optimum_slim.deploy.export import is_large, save_onnx
@@ -33,6 +32,9 @@ from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
+from optimum_slim.progress import logs_silenced
+
+PREPARED = "prepared.onnx"  # the file of a graph that several precisions are made of
 
 
 def prepared(source: Path, logits: Logits = "all") -> onnx.ModelProto:
@@ -68,7 +70,7 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = (
     large = is_large(graph)
     fold_transposed_weights(graph)
     tied, products, tables = tied_heads(graph), *_left(graph, high)
-    with _quietly():
+    with logs_silenced():
         quantize_dynamic(
             graph,
             target,
@@ -110,32 +112,38 @@ def int8_static(
     save_onnx(graph, target)
 
 
-def int8_weights(
+def in_blocks(
     graph: onnx.ModelProto,
     target: Path,
+    bits: int,
     grids: Mapping[str, OnGrid] | None = None,
     high: Collection[str] = (),
     accuracy_level: AccuracyLevel = 4,
 ) -> None:
-    """8-bit weights in blocks of 32 inputs, multiplied with float activations that are rounded per row and block
-    (MatMulNBits): for decoders, which one activation scale per tensor ruins.
+    """Weights of 4 or 8 bits in blocks of 32 inputs, multiplied with float activations that are rounded per row and
+    block (MatMulNBits): for decoders, which one activation scale per tensor ruins. A head and the embedding that it
+    shares are included.
 
     Args:
-        grids: of weights that stand on one, by torch name: they keep its integers, groups and bits.
-        high: weights that stay fp32, by torch name. accuracy_level: 1 leaves activations floats.
+        bits: of weights that no grid tells of. grids: of weights that stand on one, by torch name: they keep its
+        integers, groups and bits. high: weights that stay fp32, by torch name. accuracy_level: 1 leaves activations
+        floats.
     """
-    _in_blocks(graph, target, 8, grids or {}, high, accuracy_level)
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
-
-def int4_weights(
-    graph: onnx.ModelProto,
-    target: Path,
-    grids: Mapping[str, OnGrid] | None = None,
-    high: Collection[str] = (),
-    accuracy_level: AccuracyLevel = 4,
-) -> None:
-    """The same with 4 bits for weights that no grid tells of, a head and the embedding that it shares included."""
-    _in_blocks(graph, target, 4, grids or {}, high, accuracy_level)
+    fold_transposed_weights(graph)
+    tied = tied_heads(graph)
+    _gemms_to_matmuls(graph)
+    products, tables = _left(graph, high)
+    write_grids(graph, grids or {}, products, accuracy_level)
+    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=bits)
+    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
+    with logs_silenced():
+        quantizer.process()
+    quantized = quantizer.model.model
+    share_blocks(quantized, {head: table for head, table in tied.items() if table not in tables})
+    quantize_embeddings(quantized, {}, tables)
+    save_onnx(quantized, target)
 
 
 def int8_rows(
@@ -169,25 +177,25 @@ PRECISIONS: dict[str, Callable[..., None]] = {
     "int8-dynamic": int8_dynamic,
     "int8-static": int8_static,
     "int8-rows": int8_rows,
-    "int8-weights": int8_weights,
-    "int4-weights": int4_weights,
+    **{name: partial(in_blocks, bits=bits) for name, bits in BLOCK_BITS.items()},
 }
 
 
 def make_precisions(
-    source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]], logits: Logits = "all"
+    source: Path, work: Path, wanted: Mapping[str, Mapping[str, Any]], logits: Logits = "all", keep: bool = False
 ) -> dict[str, Path]:
     """A folder that an ORTModel loads for each wanted precision.
 
     Args:
         source: folder of an fp32 export. work: where the folders are made. wanted: options by precision, as
-        `PRECISIONS[name]` takes them. logits: as `prepared` takes them.
+        `PRECISIONS[name]` takes them. logits: as `prepared` takes them. keep: the prepared graph is wanted again, and
+        stays in `work` as `PREPARED`.
     """
-    graph, ready = prepared(source / "model.onnx", logits), work / "prepared.onnx"
-    if len(wanted) > 1:
+    graph, ready, saved = prepared(source / "model.onnx", logits), work / PREPARED, len(wanted) > 1 or keep
+    if saved:
         save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
     return {
-        name: make_precision(graph if len(wanted) == 1 else onnx.load(ready), source, work / name, name, options)
+        name: make_precision(onnx.load(ready) if saved else graph, source, work / name, name, options)
         for name, options in wanted.items()
     }
 
@@ -206,26 +214,6 @@ def make_precision(graph: onnx.ModelProto, source: Path, folder: Path, name: str
     return folder
 
 
-def _in_blocks(
-    graph: onnx.ModelProto, target: Path, bits: int, grids: Mapping[str, OnGrid], high: Collection[str], level: int
-) -> None:
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-
-    fold_transposed_weights(graph)
-    tied = tied_heads(graph)
-    _gemms_to_matmuls(graph)
-    products, tables = _left(graph, high)
-    write_grids(graph, grids, products, level)
-    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, accuracy_level=level, bits=bits)
-    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
-    with _quietly():
-        quantizer.process()
-    quantized = quantizer.model.model
-    share_blocks(quantized, {head: table for head, table in tied.items() if table not in tables})
-    quantize_embeddings(quantized, {}, tables)
-    save_onnx(quantized, target)
-
-
 def _left(graph: onnx.ModelProto, high: Collection[str]) -> tuple[list[str], set[str]]:
     """What stays as it is: the names of products, and of tables that rows are gathered from."""
     nodes = nodes_of(graph, high)
@@ -240,14 +228,3 @@ def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:
     model = ONNXModel(graph)
     model.replace_gemm_with_matmul()
     model.topological_sort()
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """ONNX Runtime's quantizers log to the root logger, and advise a pre-processing that hides the linears."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)

@@ -19,7 +19,7 @@ from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.progress import progress
 from optimum_slim.tasks.evaluate import Evaluation
-from optimum_slim.tasks.task import Example, Task
+from optimum_slim.tasks.task import Example, Task, in_turn, without_labels
 from optimum_slim.training.losses import soft_classes, soft_labels
 
 TEXTS = 32  # of validation that layers are ranked on, at most
@@ -149,13 +149,12 @@ class Probe:
         examples, reference = list[Example](), list[Tensor]()
         chosen = [rows[:: max(1, -(-len(rows) // share))] for rows in validation.sets.values()]
         room = VALUES
-        for at in range(max(map(len, chosen))):
-            for example in (rows[at] for rows in chosen if at < len(rows)):
-                if reference and room < reference[-1].numel():
-                    return cls(task, examples, reference)
-                examples.append(example)
-                reference.append(outputs(model, task, example))
-                room -= reference[-1].numel()
+        for example in in_turn(chosen):
+            if reference and room < reference[-1].numel():
+                break
+            examples.append(example)
+            reference.append(outputs(model, task, example))
+            room -= reference[-1].numel()
         return cls(task, examples, reference)
 
     def divergence(self, model: Any) -> float:
@@ -165,8 +164,7 @@ class Probe:
 
 def outputs(model: Any, task: Task, example: Example) -> Tensor:
     """Logits or last hidden states of one text, without the dimension of batches: float32."""
-    batch = {name: value for name, value in task.collate([example]).items() if name != "labels"}
-    return first_output(model, batch)[0]
+    return first_output(model, without_labels(task.collate([example])))[0]
 
 
 def measured(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 
 from optimum_slim.deploy.benchmark import Target
 from optimum_slim.deploy.budget import Budget, Judge, Losses, Tried, measured_speedup, not_good, too_slow
-from optimum_slim.deploy.export import onnx_bytes, save_onnx
-from optimum_slim.deploy.logits import Logits
+from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.names import find_weights
-from optimum_slim.deploy.precision import make_precision, prepared
+from optimum_slim.deploy.precision import PREPARED, make_precision
 from optimum_slim.deploy.sensitivity import Probe, fewest, measured, units_of
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
@@ -33,14 +32,13 @@ class Search:
     model: PreTrainedModel
     source: Path
     original: Path
-    work: Path
+    work: Path  # with the graph that is `PREPARED`
     budget: Budget
     max_quality_loss: float | None
     target: Target
     causal: bool
     judge: Judge | None
     options: Mapping[str, Mapping[str, Any]]  # by precision
-    logits: Logits
 
     def tried(self, precision: str, high: Mapping[str, float], folder: Path) -> Tried:
         return Tried(precision, high, folder, self.judge.losses(folder) if self.judge else None)
@@ -53,16 +51,10 @@ class Search:
         precise = most is None or losses.precision <= most + ROUNDING
         return precise and (limit is None or losses.drop <= limit + ROUNDING)
 
-    @cached_property
-    def ready(self) -> Path:
-        """The prepared graph: read anew for each file, as making one changes it."""
-        path = self.work / "ready.onnx"
-        save_onnx(prepared(self.source / "model.onnx", self.logits), path)
-        return path
-
     def make(self, precision: str, high: Sequence[str], folder: str) -> Path:
+        """The graph is read anew for each file, as making one changes it."""
         options = {**self.options[precision], "high": high}
-        return make_precision(onnx.load(self.ready), self.source, self.work / folder, precision, options)
+        return make_precision(onnx.load(self.work / PREPARED), self.source, self.work / folder, precision, options)
 
     def lifted(self, precision: str) -> list[Tried]:
         """Leaves more and more weights of a precision high, until its quality holds: of the last file it does, if of

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
+from optimum_slim.files import wholly
+
 
 @dataclass(frozen=True)
 class Point:
@@ -48,9 +50,7 @@ class LatencyTable:
         """Writes JSON, whole or not at all: two runs may fill the same table."""
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [[*astuple(point), round(time, 6)] for point, time in self.milliseconds.items()]
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(rows) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        wholly(path, lambda to: to.write_text(json.dumps(rows) + "\n", encoding="utf-8"))
 
     @classmethod
     def read(cls, path: Path) -> LatencyTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from optimum_slim.errors import ModelError
+from optimum_slim.files import wholly
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -64,13 +65,6 @@ def write_index(folder: Path, shards: Mapping[str, Mapping[str, int]]) -> None:
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors as transformers does, whole or not at all."""
     wholly(path, lambda to: save_file({k: one.contiguous().cpu() for k, one in tensors.items()}, to, {"format": "pt"}))
-
-
-def wholly(path: Path, write: Callable[[Path], object]) -> None:
-    """Has a file written under another name and renamed, so that it is never there in part."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    write(unfinished)
-    unfinished.replace(path)
 
 
 def stored_as(value: Tensor, dtype: torch.dtype) -> Tensor:

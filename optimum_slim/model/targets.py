@@ -24,6 +24,12 @@ def targeted(model: PreTrainedModel, targets: Sequence[str], ignore: Sequence[st
     return _chosen(_roles(model), targets, ignore)
 
 
+def mistakes_in_targets(targets: Sequence[str]) -> Iterator[str]:
+    """What is wrong with such a setting by itself."""
+    if not targets:
+        yield "targets must name roles (attention, ffn) or linears"
+
+
 def idle_entries(config: PretrainedConfig, targets: Sequence[str], ignore: Sequence[str]) -> Iterator[str]:
     """What is wrong with such settings for a model of this config: entries that mean none of its linears, in words for
     the user."""

@@ -13,10 +13,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from optimum_slim.errors import ModelError
+from optimum_slim.files import wholly
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.grids import grids_within, put_grids, read_grids, settings_of, write_grids
 from optimum_slim.model.shape import BlockShape, shape_of
-from optimum_slim.model.shards import stored_as, wholly, write_shard
+from optimum_slim.model.shards import stored_as, write_shard
 from optimum_slim.model.streamed import disk_of, held, parts_of
 from optimum_slim.model.surgery import reshape_block
 from optimum_slim.progress import progress

@@ -14,7 +14,7 @@ from optimum_slim.data.through import outputs_of
 from optimum_slim.errors import DataError
 from optimum_slim.model.streamed import disk_of
 from optimum_slim.progress import progress
-from optimum_slim.tasks.task import Example, Metrics, Task, loss_of_quality
+from optimum_slim.tasks.task import Example, Metrics, Task, loss_of_quality, without_labels
 
 Outcomes = Mapping[str, list[Any]]  # by set
 
@@ -65,19 +65,23 @@ class Evaluation:
         return self.metrics(self.outcomes(model, batch_size))
 
     @torch.no_grad()
-    def divergence(self, model: Any, original: Any) -> Metrics:
-        """How far a model's odds are from the original's, KL(original || model) in nats a token, as
-        `kl_divergence` or `kl_divergence/set`; nothing where the task does not tell."""
-        figures: Metrics = {}
-        for name, examples in self.sets.items() if self.task.compares_odds else ():
+    def compared(self, model: Any, original: Any) -> Metrics:
+        """The quality, and how far a model's odds are from the original's, KL(original || model) in nats a token, as
+        `kl_divergence` or `kl_divergence/set`, where the task tells."""
+        if not self.task.compares_odds:
+            return self.quality(model)
+        outcomes, figures = dict[str, list[Any]](), dict[str, float]()
+        for name, examples in self.sets.items():
             found: list[tuple[float, int]] = []
+            outcomes[name] = []
             for example in progress(examples, f"comparing {name}".strip()):
                 batch = self.task.collate([example])
                 outputs, truth = (forward(self.task, one, batch) for one in (model, original))
+                outcomes[name] += self.task.outcomes(outputs, batch)
                 found += self.task.divergences(outputs, truth, batch)
             mean = sum(nats for nats, _ in found) / sum(tokens for _, tokens in found)
             figures[f"kl_divergence/{name}" if name else "kl_divergence"] = mean
-        return figures
+        return self.metrics(outcomes) | figures
 
 
 @torch.no_grad()
@@ -97,7 +101,7 @@ def run(task: Task, model: Any, examples: Sequence[Example], batch_size: int, na
 def _answers(task: Task, model: Any, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Any]:
     """The outputs of each batch; a model that stays on the disk runs block by block over many."""
     if disk_of(model) is not None:
-        yield from outputs_of(model, [_inputs(batch) for batch in batches])
+        yield from outputs_of(model, [without_labels(batch) for batch in batches])
         return
     for batch in batches:
         yield forward(task, model, batch)
@@ -105,9 +109,5 @@ def _answers(task: Task, model: Any, batches: Sequence[Mapping[str, Tensor]]) ->
 
 def forward(task: Task, model: Any, batch: Mapping[str, Tensor]) -> Any:
     """The outputs of a torch model or an ORTModel for a batch."""
-    inputs = {key: value.to(model.device) for key, value in _inputs(batch).items()}
+    inputs = {key: value.to(model.device) for key, value in without_labels(batch).items()}
     return model(**inputs, **({"use_cache": False} if task.name == "text-generation" else {}))
-
-
-def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in batch.items() if key != "labels"}

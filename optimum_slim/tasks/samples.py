@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from optimum_slim.tasks.evaluate import Evaluation
+from optimum_slim.tasks.task import in_turn
 
 SAMPLES = 3
 PROMPT, TOKENS = 16, 32  # tokens that are given, and that are written
@@ -31,7 +33,7 @@ def samples(evaluation: Evaluation, models: Mapping[str, Any]) -> list[dict[str,
         pad_token_id=tokenizer.pad_token_id,
     )
     rows = []
-    for example in _spread([list(examples) for examples in evaluation.sets.values()]):
+    for example in islice(in_turn(evaluation.sets.values()), SAMPLES):
         given = torch.tensor([example["input_ids"][:PROMPT]])
         row = {"prompt": tokenizer.decode(given[0], skip_special_tokens=True)}
         for name, model in models.items():
@@ -39,9 +41,3 @@ def samples(evaluation: Evaluation, models: Mapping[str, Any]) -> list[dict[str,
             row[name] = tokenizer.decode(written[0, given.shape[1] :], skip_special_tokens=True)
         rows.append(row)
     return rows
-
-
-def _spread(sets: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The first texts of each set, the second ones, and so on, until there are enough."""
-    longest = max(map(len, sets))
-    return [one[at] for at in range(longest) for one in sets if at < len(one)][:SAMPLES]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from optimum_slim.errors import DataError
 
 Example = dict[str, Any]  # tokenized inputs of one text or block, as lists, and `labels` where there are any
 Metrics = dict[str, float]
+T = TypeVar("T")
 
 IGNORED = -100  # the label of a token that losses and metrics pass over: special ones, all but a word's first, padding
 
@@ -77,7 +78,7 @@ class Task:
         """Pads examples to their longest: int64 [batch, tokens], and `labels` as a tensor. Where only some texts have
         labels, those of the others' tokens are `IGNORED`; labels of whole texts are those of the texts that have any,
         and `labelled`, bool [batch], tells which these are."""
-        inputs = [{key: value for key, value in example.items() if key != "labels"} for example in examples]
+        inputs = [without_labels(example) for example in examples]
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         labels = [example["labels"] for example in examples if "labels" in example]
         if labels and self.labels_tokens:
@@ -114,6 +115,18 @@ class Task:
         if isinstance(value, int | float) and value in range(self.config.num_labels):
             return int(value)
         raise DataError(f"data.label: {where} is {value!r}; the model's labels are {', '.join(map(str, labels))}")
+
+
+def without_labels(inputs: Mapping[str, T]) -> dict[str, T]:
+    """An example or a batch as a model is asked about it."""
+    return {name: value for name, value in inputs.items() if name != "labels"}
+
+
+def in_turn(sets: Iterable[Sequence[T]]) -> Iterator[T]:
+    """The first of each set, then the second of each, and so on, as far as they have any."""
+    parts = list(sets)
+    for at in range(max(map(len, parts), default=0)):
+        yield from (one[at] for one in parts if at < len(one))
 
 
 def list_of_texts(rows: Dataset | Mapping[str, Any], column: str, before: int = 0) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.errors import OutputError
+from optimum_slim.files import wholly
 from optimum_slim.model.vocabulary import teacher_tokens
 from optimum_slim.progress import progress
 from optimum_slim.tasks import task_named
+from optimum_slim.tasks.task import without_labels
 from optimum_slim.training.batches import TrainingData
 from optimum_slim.training.losses import TopLogits
 from optimum_slim.training.teacher import Teacher
@@ -136,8 +139,7 @@ class Answers:
         }
         digest = hashlib.sha256(json.dumps(told).encode())
         for example in self.data.examples:
-            inputs = {name: value for name, value in example.items() if name != "labels"}
-            digest.update(json.dumps(inputs, sort_keys=True).encode())
+            digest.update(json.dumps(without_labels(example), sort_keys=True).encode())
         return digest.hexdigest()
 
     def _file(self, shard: int) -> Path:
@@ -160,9 +162,8 @@ class Answers:
         with progress(None, "asking the teacher", total=sum(len(self.shards[shard]) for shard in missing)) as shown:
             for shard in missing:
                 parts = self._asked(teacher, self.shards[shard], device, shown.update)
-                unfinished = self._file(shard).with_suffix(".unfinished")
-                save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, unfinished)
-                unfinished.rename(self._file(shard))
+                answers = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                wholly(self._file(shard), partial(save_file, answers))
 
     def _asked(
         self, teacher: Teacher, rows: range, device: torch.device, told: Callable[[int], Any]
@@ -172,7 +173,7 @@ class Answers:
         order = sorted(rows, key=lambda row: len(examples[row]["input_ids"]))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            batch = self.data.collate([{k: v for k, v in examples[row].items() if k != "labels"} for row in chosen])
+            batch = self.data.collate([without_labels(examples[row]) for row in chosen])
             inputs = {name: value.to(device) for name, value in batch.items()}
             logits = teacher.answers(inputs).logits.float()
             for at, row in enumerate(chosen):

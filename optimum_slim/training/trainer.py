@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from optimum_slim import processes
 from optimum_slim.model.anatomy import anatomy_of
-from optimum_slim.tasks.task import IGNORED
+from optimum_slim.tasks.task import IGNORED, without_labels
 from optimum_slim.training.batches import LikeLengths, TrainingData
 from optimum_slim.training.cache import Answers
 from optimum_slim.training.callbacks import LOSSES_FILE, STATE_FILE, WHOLE, Beside, Progress, Saving, Schedule, Zeros
@@ -110,7 +110,7 @@ class SlimTrainer(Trainer):
         model.train(self.dropout)
         inputs = self._drawn(inputs)
         answers, labelled = inputs.pop("answers", {}), inputs.pop("labelled", None)
-        unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+        unlabelled = without_labels(inputs)
         student = model(**(inputs if self.labels and labelled is None else unlabelled), **self.wanted)
         taught = None
         if self.answers is not None:

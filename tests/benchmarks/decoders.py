@@ -13,7 +13,6 @@ in an environment of its own (see peer.py); the GGUF file is the same model, and
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import multiprocessing
@@ -28,32 +27,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from frontier import short_hash
 from peer import Peer
-from sparsify import calibration
+from sparsify import SEED, calibration, decoder_parser, evaluated
 
 HERE = Path(__file__).parent
 ORIGINAL = "fp32"
 LLAMA = ("Q8_0", "Q4_0")
 CONTEXTS = (128, 1, 16, 1024)
 ROUNDS, SECONDS = 15, 0.1  # of turns, and of repeated runs in a turn
-SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--sets", nargs="*", default=[], help="a set is the files whose names begin so")
-    parser.add_argument("--evaluation", default="validation")
-    parser.add_argument("--limit", type=int, default=20, help="blocks of each set to judge on")
-    parser.add_argument("--tokens", type=int, default=512, help="in a block")
-    parser.add_argument("--calibration", type=int, default=64, help="blocks to calibrate on, of all sets together")
+    parser = decoder_parser(str(__doc__), evaluation="validation", limit=20)
     parser.add_argument("--work", type=Path, required=True, help="where the folders that are made stay")
     parser.add_argument("--names", help="recipes, with ; between them; default: all")
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--gguf", type=Path, help="the model as llama.cpp reads it")
     parser.add_argument("--time", action="store_true", help="time all that was made instead of making any")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, default=HERE / "results" / "decoders.json")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -77,7 +68,7 @@ def keep(arguments: argparse.Namespace, found: dict[str, Any]) -> None:
 def key_of(arguments: argparse.Namespace, recipe: dict[str, Any]) -> str:
     how = {name: vars(arguments)[name] for name in ("sets", "evaluation", "limit", "tokens", "calibration")}
     told = [recipe, Path(arguments.model).name, how]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(told)
 
 
 def judge(arguments: argparse.Namespace, name: str, recipe: dict[str, Any], found: dict[str, Any]) -> None:
@@ -140,34 +131,19 @@ def made(arguments: argparse.Namespace, recipe: dict[str, Any], key: str) -> dic
 
 def judged(arguments: argparse.Namespace, recipe: dict[str, Any], key: str) -> dict[str, Any]:
     """The figures of the loaded ORT model, and how far its odds are from the fp32 file's."""
-    from optimum_slim.deploy.verify import load_ort
-
-    evaluation, task = evaluated(arguments)
-    model = load_ort(arguments.work / key, type(task), arguments.threads)
-    quality = evaluation.quality(model)
-    original = arguments.work / key_of(arguments, {"deploy": {"precision": "fp32"}})
-    if original.exists():
-        quality |= evaluation.divergence(model, load_ort(original, type(task), arguments.threads))
-    return {"quality": quality}
-
-
-def evaluated(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The texts to judge on, and the task."""
     import transformers
 
-    from optimum_slim.data.texts import Data, load_texts
-    from optimum_slim.model.checkpoint import load_config, load_tokenizer
+    from optimum_slim.deploy.verify import load_ort
     from optimum_slim.progress import silence
-    from optimum_slim.tasks import task_named
-    from optimum_slim.tasks.evaluate import Evaluation
 
     silence()
     transformers.logging.set_verbosity_error()
-    config, folder = load_config(Path(arguments.model)), Path(arguments.model)
-    sets = {name: f"{name}.*" for name in arguments.sets}
-    data = Data(source=arguments.data, sets=sets, max_length=arguments.tokens, limit=arguments.limit)
-    task = task_named("auto", config)(config, load_tokenizer(folder), data, folder)
-    return Evaluation.of(task, load_texts(data, SEED).evaluation(arguments.evaluation)), task
+    task, evaluation = evaluated(arguments)
+    model = load_ort(arguments.work / key, type(task), arguments.threads)
+    original = arguments.work / key_of(arguments, {"deploy": {"precision": "fp32"}})
+    if not original.exists():
+        return {"quality": evaluation.quality(model)}
+    return {"quality": evaluation.compared(model, load_ort(original, type(task), arguments.threads))}
 
 
 def judge_llama(arguments: argparse.Namespace, kind: str, found: dict[str, Any]) -> None:
@@ -175,7 +151,7 @@ def judge_llama(arguments: argparse.Namespace, kind: str, found: dict[str, Any])
     name = f"llama.cpp {kind}"
     key = key_of(arguments, {"llama.cpp": kind})
     if found["rows"].get(name, {}).get("key") != key:
-        evaluation, _ = evaluated(arguments)
+        _, evaluation = evaluated(arguments)
         quality = {}
         for of_set, examples in evaluation.sets.items():
             blocks = arguments.work / "blocks.json"

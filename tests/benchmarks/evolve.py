@@ -10,7 +10,6 @@ that results/evolve.json has already are not made again.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import tempfile
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from frontier import points_lost
+from frontier import points_lost, short_hash
 
 HERE = Path(__file__).parent
 RANDOM = {"start": "random", "ratio": 0.8}
@@ -62,7 +61,7 @@ def main() -> None:
 def key_of(arguments: argparse.Namespace, name: str, seed: int) -> str:
     kept = ("set", "layers", "steps", "batch_size", "texts", "tokens", "learning_rate", "limit")
     how = [{key: vars(arguments)[key] for key in kept}, Path(arguments.model).name, CASES[name], seed]
-    return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
+    return short_hash(how)
 
 
 def trained(arguments: argparse.Namespace, settings: dict[str, Any] | None, seed: int) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Frontier:
 
     def key(self, name: str, seed: int) -> str:
         told = {"recipe": self.recipes[name], "seed": seed, **self.about}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return short_hash(told)
 
     def make(self, name: str, seed: int) -> None:
         """Runs a recipe and judges what comes out, unless that is known."""
@@ -200,6 +200,11 @@ class Frontier:
             if "original" in self.rows and row["runs"] and name != "original":
                 row["points_lost"] = points_lost(row, self.rows["original"])
         self.target.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
+
+
+def short_hash(told: Any) -> str:
+    """What a result is kept under: all that it depends on."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def points_lost(row: dict[str, Any], against: dict[str, Any]) -> dict[str, float]:

@@ -21,19 +21,11 @@ SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--sets", nargs="*", default=[], help="a set is the files whose names begin so")
-    parser.add_argument("--evaluation", default="test")
-    parser.add_argument("--limit", type=int, default=10, help="blocks of each set to judge on")
-    parser.add_argument("--tokens", type=int, default=512, help="in a block")
-    parser.add_argument("--calibration", type=int, default=64, help="blocks to calibrate on, of all sets together")
+    parser = decoder_parser(str(__doc__), evaluation="test", limit=10)
     parser.add_argument("--techniques", nargs="+", default=TECHNIQUES)
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     parser.add_argument("--patterns", nargs="+", default=PATTERNS)
     parser.add_argument("--allocation", default="uniform")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
@@ -44,6 +36,34 @@ def main() -> None:
         print(told(rows[-1]), flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def decoder_parser(description: str, evaluation: str, limit: int) -> argparse.ArgumentParser:
+    """The options of a script that calibrates a decoder and judges it on texts."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--sets", nargs="*", default=[], help="a set is the files whose names begin so")
+    parser.add_argument("--evaluation", default=evaluation)
+    parser.add_argument("--limit", type=int, default=limit, help="blocks of each set to judge on")
+    parser.add_argument("--tokens", type=int, default=512, help="in a block")
+    parser.add_argument("--calibration", type=int, default=64, help="blocks to calibrate on, of all sets together")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def evaluated(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The task, and the texts to judge on."""
+    from optimum_slim.data.texts import Data, load_texts
+    from optimum_slim.model.checkpoint import load_config, load_tokenizer
+    from optimum_slim.tasks import task_named
+    from optimum_slim.tasks.evaluate import Evaluation
+
+    folder = Path(arguments.model)
+    config, sets = load_config(folder), {name: f"{name}.*" for name in arguments.sets}
+    data = Data(source=arguments.data, sets=sets, max_length=arguments.tokens, limit=arguments.limit)
+    task = task_named("auto", config)(config, load_tokenizer(folder), data, folder)
+    return task, Evaluation.of(task, load_texts(data, SEED).evaluation(arguments.evaluation))
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -60,22 +80,17 @@ def measured(arguments: argparse.Namespace, case: dict[str, Any] | None) -> dict
     import torch
     import transformers
 
-    from optimum_slim.data.texts import Data, load_texts
-    from optimum_slim.model.checkpoint import load_model, load_tokenizer
+    from optimum_slim.model.checkpoint import load_model
     from optimum_slim.model.sparsity import sparse_weights
     from optimum_slim.progress import silence
     from optimum_slim.report.report import peak_rss_bytes
-    from optimum_slim.tasks import task_named
-    from optimum_slim.tasks.evaluate import Evaluation
     from optimum_slim.techniques import technique_class
 
     silence()
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
-    model, folder = load_model(arguments.model), Path(arguments.model)
-    sets = {name: f"{name}.*" for name in arguments.sets}
-    data = Data(source=arguments.data, sets=sets, max_length=arguments.tokens, limit=arguments.limit)
-    task = task_named("auto", model.config)(model.config, load_tokenizer(folder), data, folder)
+    model = load_model(arguments.model)
+    task, evaluation = evaluated(arguments)
     row: dict[str, Any] = {"technique": "none", "settings": {}, "seconds": 0.0, "zeros": 0.0}
     if case is not None:
         technique = technique_class(case["technique"])(**case["settings"])
@@ -86,7 +101,7 @@ def measured(arguments: argparse.Namespace, case: dict[str, Any] | None) -> dict
         zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
         row = {**case, "seconds": round(time.monotonic() - begun, 1), "zeros": round(zeros, 4)}
     row["peak_rss_bytes"] = peak_rss_bytes()
-    row["quality"] = Evaluation.of(task, load_texts(data, SEED).evaluation(arguments.evaluation)).quality(model)
+    row["quality"] = evaluation.quality(model)
     return row
 
 

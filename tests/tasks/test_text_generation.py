@@ -97,8 +97,11 @@ def test_divergence_is_that_of_the_odds_at_every_token_but_the_last():
             p, q = (torch.softmax(one(ids).logits[0, :-1].double(), -1) for one in (original, model))
         direct, tokens = direct + float((p * (p / q).log()).sum()), tokens + len(p)
     assert direct / tokens > 1e-4
-    assert evaluation.divergence(model, original) == {"kl_divergence/novels": pytest.approx(direct / tokens, rel=1e-3)}
-    assert evaluation.divergence(model, model) == {"kl_divergence/novels": 0.0}
+    own = evaluation.quality(model)
+    assert evaluation.compared(model, original) == own | {
+        "kl_divergence/novels": pytest.approx(direct / tokens, rel=1e-3)
+    }
+    assert evaluation.compared(model, model) == own | {"kl_divergence/novels": 0.0}
 
 
 def test_samples_are_what_each_model_writes_by_itself_some_of_each_set():

@@ -16,7 +16,7 @@ from optimum_slim.kernels.packing import MIDDLE
 from optimum_slim.model.grids import Grid, note_grids, put_grids
 from optimum_slim.model.matrices import axis_of
 from optimum_slim.model.rounding import rounded, symmetric_scale
-from optimum_slim.model.targets import idle_entries, targeted
+from optimum_slim.model.targets import idle_entries, mistakes_in_targets, targeted
 from optimum_slim.training.fake_quantize import fake_quantize, fake_quantize_weight, grid_of_range, moved_range
 from optimum_slim.training.trained import Step, Trained
 
@@ -42,8 +42,7 @@ class QuantizeAware(Trained):
         for name in ("delay", "smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name} must be at least 0 and below 1, not {getattr(self, name)}"
-        if not self.targets:
-            yield "targets must name roles (attention, ffn) or linears"
+        yield from mistakes_in_targets(self.targets)
 
     def refusals(self, config: PretrainedConfig, teacher: PretrainedConfig) -> Iterator[str]:
         yield from idle_entries(config, self.targets, self.ignore)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from optimum_slim.data.through import Statistic
 from optimum_slim.model.grids import Grid
 from optimum_slim.techniques.quantize.rtn import rtn
 
 STEPS = 20  # exponents that are tried
 
 
-def products_and_sizes(rows: Tensor) -> Tensor:
-    """X^T X and below it the sum of |x|: [K + 1, K], a statistic for `blocks_in_turn`."""
-    return torch.cat([rows.T @ rows, rows.abs().sum(0, keepdim=True)])
+# The mean of x^T x and below it that of |x|: [K + 1, K].
+products_and_sizes = Statistic(lambda rows: torch.cat([rows.T @ rows, rows.abs().sum(0, keepdim=True)]))
 
 
 def awq_scales(

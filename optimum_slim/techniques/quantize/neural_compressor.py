@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
+from optimum_slim.progress import logs_silenced
 
 BATCH = 8  # texts in a step
 PARTS = ("qweight", "qzeros", "scales")  # of a packed linear
@@ -82,7 +80,7 @@ def autoround(
         export_format="auto_gptq",
         output_dir=str(folder),
     )
-    with _quietly():
+    with logs_silenced():  # both libraries log every setting
         learning = prepare(learning, config)
         for piece in pieces:
             learning(piece[None])
@@ -97,17 +95,6 @@ def autoround(
         q, scale, zero_point = packed_integers(qweight, qzeros, scales, bits)
         found[name] = q[:, : model.get_submodule(name).in_features], scale, zero_point
     return found
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Both libraries log every setting."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
 
 
 def strung_together(batches: Batches) -> Tensor:

@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches
-from optimum_slim.data.stream import blocks_in_turn
-from optimum_slim.data.through import largest
+from optimum_slim.data.stream import blocks_in_turn, largest
 from optimum_slim.model.channels import Link, links_of
 from optimum_slim.model.checkpoint import empty_model
 from optimum_slim.model.matrices import matrix
 from optimum_slim.model.shape import Shape
-from optimum_slim.model.targets import idle_entries, targeted
+from optimum_slim.model.targets import idle_entries, mistakes_in_targets, targeted
 from optimum_slim.techniques.technique import Technique
 
 SMALLEST = 1e-5  # of weights and scales, as in the published code
@@ -44,8 +43,7 @@ class QuantizeSmooth(Technique):
     def mistakes(self) -> Iterator[str]:
         if not 0 <= self.alpha <= 1:
             yield f"alpha must be from 0 to 1, not {self.alpha}"
-        if not self.targets:
-            yield "targets must name roles (attention, ffn) or linears"
+        yield from mistakes_in_targets(self.targets)
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         idle = list(idle_entries(config, self.targets, self.ignore))

@@ -20,7 +20,7 @@ from optimum_slim.model.channels import links_in
 from optimum_slim.model.grids import Grid, note_grids, put_grids
 from optimum_slim.model.matrices import axis_of, matrix
 from optimum_slim.model.shape import Shape
-from optimum_slim.model.targets import idle_entries, targeted
+from optimum_slim.model.targets import idle_entries, mistakes_in_targets, targeted
 from optimum_slim.model.turns import blocks_to_change
 from optimum_slim.techniques.quantize.awq import awq_scales, products_and_sizes
 from optimum_slim.techniques.quantize.gptq import gptq
@@ -68,8 +68,7 @@ class QuantizeWeights(Technique):
             yield "symmetric must be true for autoround of 8 bits, which auto-round packs only so"
         if self.iterations < 1:
             yield f"iterations must be at least 1, not {self.iterations}"
-        if not self.targets:
-            yield "targets must name roles (attention, ffn) or linears"
+        yield from mistakes_in_targets(self.targets)
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         yield from idle_entries(config, self.targets, self.ignore)

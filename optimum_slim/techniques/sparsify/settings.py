@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.model.shape import Shape
 from optimum_slim.model.sparsity import note_sparsity
-from optimum_slim.model.targets import idle_entries, targeted
+from optimum_slim.model.targets import idle_entries, mistakes_in_targets, targeted
 from optimum_slim.techniques.technique import Technique
 
 Blocks = Literal["unstructured", "2:4", "4x1", "4x2", "4x4"]  # every pattern of the kernels but dense
@@ -33,8 +33,7 @@ class Sparsify(Technique):
             yield f"ratio must be 0.5 with pattern 2:4, which keeps 2 weights of 4, not {self.ratio}"
         if self.pattern == "2:4" and self.allocation != "uniform":
             yield f"allocation must be uniform with pattern 2:4, which takes as much everywhere, not {self.allocation}"
-        if not self.targets:
-            yield "targets must name roles (attention, ffn) or linears"
+        yield from mistakes_in_targets(self.targets)
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         yield from idle_entries(config, self.targets, self.ignore)

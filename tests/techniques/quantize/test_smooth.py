@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from optimum_slim.data.stream import blocks_in_turn
-from optimum_slim.data.through import largest
+from optimum_slim.data.stream import blocks_in_turn, largest
 from optimum_slim.model.shape import shape_in
 from optimum_slim.techniques.quantize.smooth import QuantizeSmooth, smooth_scales
 from tests.contracts import all_answers, check_exported, check_plain, check_saved, gradients, module_kinds, supplies_for

@@ -7,30 +7,19 @@ import json
 import pytest
 import yaml
 
-from optimum_slim.deploy import benchmark
 from optimum_slim.deploy.verify import load_ort
-from optimum_slim.flow import slim
 from optimum_slim.model.checkpoint import load_model
-from optimum_slim.model.grids import GRIDS_FILE, grids_of
-from optimum_slim.recipe import load_recipe
+from optimum_slim.model.grids import grids_of
 from optimum_slim.tasks import TextGeneration
-from tests.test_flow import SAME_BYTES, killed_run
-from tests.tiny import answers, save_rows, save_tiny, token_batches
+from tests.techniques.quantize.whole import check_same_after_kill, whole_run
+from tests.tiny import answers, token_batches
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The recipe, and the folder that an undisturbed run of it wrote."""
+def run(tmp_path_factory, few_rounds):
     root = tmp_path_factory.mktemp("weights")
-    data = {"source": str(save_rows(root / "texts", "text-generation")), "max_length": 16, "calibration": 16}
-    content = {"slim": 1, "model": str(save_tiny(root / "model", "qwen2")), "data": data}
-    content["steps"] = [{"prune.layers": {"keep": 2}}, {"quantize.weights": {"method": "gptq", "symmetric": False}}]
-    content["deploy"] = {"precision": "int8-weights", "max_quality_loss": None, "target": {"tokens": [16]}}
-    (root / "recipe.yaml").write_text(yaml.safe_dump(content))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "ROUNDS", 5)
-        slim(load_recipe(str(root / "recipe.yaml")), root / "out")
-        yield root
+    steps = [{"prune.layers": {"keep": 2}}, {"quantize.weights": {"method": "gptq", "symmetric": False}}]
+    return whole_run(root, "qwen2", "text-generation", steps, precision="int8-weights")
 
 
 def test_the_folder_holds_the_grids_and_the_report_tells_of_blocks(run):
@@ -57,7 +46,4 @@ def test_stock_onnx_runtime_answers_nearly_as_the_torch_model_and_generates(run)
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(run, tmp_path):
-    killed_run(run / "recipe.yaml", tmp_path / "out", "step-02")
-    slim(load_recipe(str(run / "recipe.yaml")), tmp_path / "out")
-    for file in (*SAME_BYTES, GRIDS_FILE):
-        assert (tmp_path / "out" / file).read_bytes() == (run / "out" / file).read_bytes(), file
+    check_same_after_kill(run, tmp_path / "out", "step-02")
