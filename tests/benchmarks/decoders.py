@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import shutil
 import statistics
 import subprocess
 import time
@@ -107,6 +108,7 @@ def made(arguments: argparse.Namespace, recipe: dict[str, Any], key: str) -> dic
     deploy = {"max_quality_loss": None, **recipe["deploy"]}
     whole = {"slim": 1, "model": arguments.model, "seed": SEED, "data": data, **recipe, "deploy": deploy}
     plan = planned(read_recipe(whole))
+    shutil.rmtree(arguments.work / key, ignore_errors=True)  # what a run left that broke off before it was judged
     begun = time.monotonic()
     with Workspace(arguments.work / key, plan, overwrite=True, restart=True) as work:
         model, supplies = load_model(plan.folder), Supplies(plan, work)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from optimum_slim.data.stream import blocks_in_turn, products, squares
+from optimum_slim.data.through import Statistic
 from optimum_slim.model.anatomy import blocks_of
 from tests.contracts import all_answers, same
 from tests.data.whole import input_grams
@@ -101,7 +102,7 @@ def test_no_hook_is_left_between_blocks_nor_when_it_breaks():
         raise ArithmeticError
 
     with pytest.raises(ArithmeticError):
-        list(blocks_in_turn(model, linear_names(model), token_batches(), broken))
+        list(blocks_in_turn(model, linear_names(model), token_batches(), Statistic(broken)))
     assert not hooks_in(model)
     tokens = [{"input_ids": torch.tensor([[5, 999]]), "attention_mask": torch.ones(1, 2)}]
     with pytest.raises(IndexError):
