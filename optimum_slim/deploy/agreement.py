@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from optimum_slim.data.statistics import Batches
+from optimum_slim.deploy.blocks import set_level
 from optimum_slim.deploy.export import save_onnx
 from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.tasks import TextGeneration
@@ -69,11 +70,3 @@ def texts_to_compare(validation: Evaluation | None, vocabulary: int) -> list[dic
         chosen.append(without_labels(validation.task.collate([example])))
         tokens += int(chosen[-1]["attention_mask"].sum())
     return chosen
-
-
-def set_level(graph: onnx.ModelProto, level: int) -> None:
-    """Sets the accuracy level of all products in blocks, in place."""
-    for node in graph.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "MatMulNBits" and attribute.name == "accuracy_level":
-                attribute.i = level

@@ -1,5 +1,5 @@
-"""Linears whose weights stand in blocks of inputs with a scale each (MatMulNBits), and embeddings that read the blocks
-of their head (GatherBlockQuantized)."""
+"""Linears whose weights stand in blocks of inputs with a scale each (MatMulNBits, or SlimMatMulNBits, which our kernels
+run), and embeddings that read the blocks of their head (GatherBlockQuantized)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import onnx
 from onnx import helper
 
 from optimum_slim.deploy.graph import (
+    add_functions,
     add_initializer,
     drop_unused,
     float_embeddings,
     initializer,
+    opset_of,
     replace_node,
     stored_array,
 )
@@ -23,6 +25,17 @@ from optimum_slim.deploy.linears import linears_in
 from optimum_slim.deploy.names import told_of
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
+from optimum_slim.kernels.blocked import (
+    BLOCKED,
+    ROUNDED,
+    SIZES,
+    STOCK,
+    STOCK_DOMAIN,
+    blocked_function,
+    blocked_node,
+    is_blocked,
+    stock_node,
+)
 
 # 4: activations are rounded to 8 bits, a scale for each row and block. 1: they stay floats.
 AccuracyLevel = Literal[1, 4]
@@ -55,13 +68,12 @@ def block_bytes(weights: int, told: Mapping[str, Any]) -> int:
     return weights * (4 if told["bits"] <= 4 else 8) // 8 + 4 * weights // block_of(told.get("group_size"))
 
 
-def write_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], high: Collection[str], level: int) -> None:
+def write_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], high: Collection[str]) -> None:
     """Writes the linears whose weights stand on a grid with the grid's integers, in place: in 4 bits those of up to 4,
     else in 8.
 
     Args:
         graph: whose linears are MatMuls. grids: by torch name. high: names of products that stay floats.
-        level: an `AccuracyLevel`.
 
     Raises:
         ModelError: a weight is not what its grid says, or its groups cannot be stored.
@@ -77,19 +89,9 @@ def write_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], high: Colle
         if initializer(graph, names[0]) is None:  # layers may share it
             for name, value in zip(names, tensors, strict=False):
                 add_initializer(graph, name, value)
-        made = helper.make_node(
-            "MatMulNBits",
-            [node.input[0], *names[: len(tensors)]],
-            [node.output[0]],
-            name=f"{node.name}_Q{bits}",
-            domain="com.microsoft",
-            K=rows.shape[1],
-            N=rows.shape[0],
-            bits=bits,
-            block_size=block_of(known.grid.group_size),
-            accuracy_level=level,
-        )
-        replace_node(graph, node, made)
+        sizes = {"K": rows.shape[1], "N": rows.shape[0], "bits": bits, "block_size": block_of(known.grid.group_size)}
+        inputs = [node.input[0], *names[: len(tensors)]]
+        replace_node(graph, node, stock_node(inputs, node.output[0], f"{node.name}_Q{bits}", **sizes))
     drop_unused(graph)
 
 
@@ -134,7 +136,7 @@ def share_blocks(graph: onnx.ModelProto, tied: Mapping[str, str]) -> None:
     Args:
         tied: the embedding's name by the name of the head's weight, before it stood in blocks.
     """
-    for node in [one for one in graph.graph.node if one.op_type == "MatMulNBits"]:
+    for node in [one for one in graph.graph.node if one.op_type == STOCK]:
         head, _, ending = node.input[1].rpartition("_Q")
         gathers = float_embeddings(graph).get(tied.get(head, "")) if ending else None
         if not gathers:
@@ -152,7 +154,7 @@ def share_blocks(graph: onnx.ModelProto, tied: Mapping[str, str]) -> None:
                 [rows, gather.input[1], *node.input[2:4]],
                 [gather.output[0]],
                 name=f"{gather.name}.blocks",
-                domain="com.microsoft",
+                domain=STOCK_DOMAIN,
                 bits=bits,
                 block_size=block,
                 gather_axis=0,
@@ -163,3 +165,24 @@ def share_blocks(graph: onnx.ModelProto, tied: Mapping[str, str]) -> None:
         graph.graph.initializer.remove(initializer(graph, node.input[2]))
         add_initializer(graph, node.input[2], shaped)
         drop_unused(graph)
+
+
+def set_level(graph: onnx.ModelProto, level: int) -> None:
+    """Rounds the activations of products in blocks, or leaves them floats, in place. Those that are rounded run by our
+    kernels where we have one.
+
+    Args:
+        level: an `AccuracyLevel`.
+    """
+    ours = False
+    for node in [one for one in graph.graph.node if one.op_type in (STOCK, BLOCKED)]:
+        sizes = {name: attribute_of(node, name, 0) for name in SIZES}
+        if level == ROUNDED and is_blocked(len(node.input), **sizes):
+            made, ours = blocked_node(node.input, node.output[0], node.name, **sizes), True
+        else:
+            made = stock_node(node.input, node.output[0], node.name, accuracy_level=level, **sizes)
+        replace_node(graph, node, made)
+    for function in [one for one in graph.functions if one.name == BLOCKED]:
+        graph.functions.remove(function)
+    if ours:
+        add_functions(graph, [blocked_function(opset_of(graph))])

@@ -13,7 +13,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
-from optimum_slim.deploy.blocks import BLOCK_BITS, WEIGHT_BLOCK, AccuracyLevel, share_blocks, write_grids
+from optimum_slim.deploy.blocks import BLOCK_BITS, WEIGHT_BLOCK, AccuracyLevel, set_level, share_blocks, write_grids
 from optimum_slim.deploy.calibration import Method, input_ranges
 from optimum_slim.deploy.decoding import fuse_cached_attention
 from optimum_slim.deploy.export import is_large, save_onnx
@@ -121,8 +121,8 @@ def in_blocks(
     accuracy_level: AccuracyLevel = 4,
 ) -> None:
     """Weights of 4 or 8 bits in blocks of 32 inputs, multiplied with float activations that are rounded per row and
-    block (MatMulNBits): for decoders, which one activation scale per tensor ruins. A head and the embedding that it
-    shares are included.
+    block (MatMulNBits, by our kernels where they are built): for decoders, which one activation scale per tensor ruins.
+    A head and the embedding that it shares are included.
 
     Args:
         bits: of weights that no grid tells of. grids: of weights that stand on one, by torch name: they keep its
@@ -135,14 +135,15 @@ def in_blocks(
     tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
     products, tables = _left(graph, high)
-    write_grids(graph, grids or {}, products, accuracy_level)
-    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, accuracy_level=accuracy_level, bits=bits)
+    write_grids(graph, grids or {}, products)
+    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, bits=bits)
     quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
     with logs_silenced():
         quantizer.process()
     quantized = quantizer.model.model
     share_blocks(quantized, {head: table for head, table in tied.items() if table not in tables})
     quantize_embeddings(quantized, {}, tables)
+    set_level(quantized, accuracy_level)
     save_onnx(quantized, target)
 
 

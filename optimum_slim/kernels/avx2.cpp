@@ -6,6 +6,7 @@
 #include "fours.h"
 #include "lanes.h"
 #include "lookups.h"
+#include "nibbles.h"
 #include "norm.h"
 #include "pairs.h"
 #include "quantize.h"
@@ -54,6 +55,31 @@ void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) 
 
 using Avx2 = Ymm<WidenedDot>;
 
+// Weights of 4 bits leave room for the products of several quads in 16 bits.
+struct ShortDot {
+  static constexpr int kRows = 2;
+  using Short = Avx2::Sums;
+  using Weights = Avx2::Sums;
+  static Short nothing() { return Avx2::broadcast_sum(0); }
+  static Weights load(const uint8_t* weights) {
+    const auto* halves = reinterpret_cast<const __m256i*>(weights);
+    Weights loaded{{_mm256_load_si256(halves), _mm256_load_si256(halves + 1)}};
+    asm("" : "+x"(loaded.half[0]), "+x"(loaded.half[1]));  // else GCC loads them once more for each row
+    return loaded;
+  }
+  static Short add(Short sums, const Weights& weights, const uint8_t* quad) {
+    const __m256i a = broadcast_quad(quad);
+    for (int i = 0; i < 2; ++i) {
+      sums.half[i] = _mm256_add_epi16(sums.half[i], _mm256_maddubs_epi16(weights.half[i], a));
+      asm("" : "+x"(sums.half[i]));  // else GCC adds in another order, for which it lacks registers
+    }
+    return sums;
+  }
+  static Avx2::Sums widened(Avx2::Sums sums, Short more) {
+    return {{add_widened(sums.half[0], more.half[0]), add_widened(sums.half[1], more.half[1])}};
+  }
+};
+
 constexpr Limits kAvx2Limits{{5, 3, 6}, 12, {12, 52}, true, 0.6, 2};
 
 }  // namespace
@@ -68,6 +94,7 @@ const Products kAvx2{"avx2",
                      quantize_rows<Plainly>,
                      Avx2::pack_tile,
                      dense<Avx2>,
+                     nibbles<Avx2, ShortDot>,
                      paired_blocks<Avx2>,
                      attend<8>,
                      residual_norm<8>,

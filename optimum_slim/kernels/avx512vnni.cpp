@@ -4,6 +4,7 @@
 #include "blocks.h"
 #include "dense.h"
 #include "fours.h"
+#include "nibbles.h"
 #include "norm.h"
 #include "quantize.h"
 #include "windows.h"
@@ -20,6 +21,7 @@ const Products kAvx512Vnni{"avx512vnni",
                            quantize_rows<Avx512Vnni>,
                            Avx512Vnni::pack_tile,
                            dense<Avx512Vnni>,
+                           nibbles<Avx512Vnni>,
                            blocks<Avx512Vnni>,
                            attend<16>,
                            residual_norm<16>,

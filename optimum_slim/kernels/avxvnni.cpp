@@ -6,6 +6,7 @@
 #include "fours.h"
 #include "lanes.h"
 #include "lookups.h"
+#include "nibbles.h"
 #include "norm.h"
 #include "quantize.h"
 
@@ -41,6 +42,7 @@ const Products kAvxVnni{"avxvnni",
                         quantize_rows<Plainly>,
                         AvxVnni::pack_tile,
                         dense<AvxVnni>,
+                        nibbles<AvxVnni>,
                         blocks<AvxVnni>,
                         attend<8>,
                         residual_norm<8>,

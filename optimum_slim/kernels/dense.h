@@ -74,24 +74,18 @@ struct GroupedRows {
     const uint8_t* w = weights.weights + (panel - weights.first_panel) * panel_bytes;
     const uint8_t* values = x.values + row * x.stride;
     const float* scales = x.scales + row * groups;
-    alignas(64) int32_t buffer[kPanels][kRows * kPanel];
     Float<kLanes> totals[kPanels][kRows][kPanel / kLanes] = {};
     for (int64_t g = 0; g < groups; ++g) {
       DenseBlock<Isa, kRows, kPanels> block;
       const int64_t quad = g * weights.group_quads;
       block.start(x.sums + row * groups + g, groups);
       block.add(w + quad * 64, panel_bytes, values + quad * Isa::kQuadBytes, x.stride, weights.group_quads);
-      block.store(buffer);
 #pragma GCC unroll 8
-      for (int p = 0; p < kPanels; ++p) {
-        const float* scale = &epilogue.scale[((panel + p) * groups + g) * kPanel];
+      for (int p = 0; p < kPanels; ++p)
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-          for (int i = 0; i < kPanel / kLanes; ++i)
-            totals[p][r][i] +=
-                scaled<kLanes>(buffer[p] + r * kPanel + i * kLanes, scales[r * groups + g], scale + i * kLanes);
-      }
+          add_scaled<kLanes>(block.sums[r][p], scales[r * groups + g],
+                             &epilogue.scale[((panel + p) * groups + g) * kPanel], totals[p][r]);
     }
     for (int p = 0; p < kPanels; ++p)
       store_panel<kLanes>(totals[p], nullptr, kRows, epilogue, panel + p, y + row * epilogue.outputs);

@@ -17,6 +17,18 @@ inline Float<kLanes> scaled(const int32_t* sums, float row_scale, const float* s
   return (__builtin_convertvector(sum, Float<kLanes>) * row_scale) * load<kLanes>(scale);
 }
 
+// Adds a group's share to a row's totals.
+template <int kLanes, class Sums>
+[[gnu::always_inline]] inline void add_scaled(const Sums& sums, float row_scale, const float* scale,
+                                              Float<kLanes> (&totals)[kPanel / kLanes]) {
+  Int<kLanes> ints[kPanel / kLanes];
+  static_assert(sizeof ints == sizeof sums, "the sums of a panel");
+  std::memcpy(ints, &sums, sizeof ints);
+#pragma GCC unroll 4
+  for (int i = 0; i < kPanel / kLanes; ++i)
+    totals[i] += (__builtin_convertvector(ints[i], Float<kLanes>) * row_scale) * load<kLanes>(scale + i * kLanes);
+}
+
 template <int kLanes, Activation kActivation>
 inline void finish_row(const Float<kLanes> (&scaled_sums)[kPanel / kLanes], const float* bias, int64_t count,
                        float* y) {

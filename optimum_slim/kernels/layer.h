@@ -20,15 +20,17 @@ struct Layer {
   int block_inputs = 1;  // 4 x 4 when dense, too
   int block_outputs = 1;
   int64_t groups = 1;  // G: each has its own scale of the activations and of the weights
+  int bits = 8;        // of a weight: 4 only where the pattern is dense
   Activation activation = Activation::kNone;
 
   // Whatever the file's order, block row by block row.
   std::vector<uint8_t> mask;   // a bit for each block
-  std::vector<int8_t> values;  // [kept block][output][input]
+  std::vector<int8_t> values;  // [kept block][output][input]; of 4 bits 0 to 15, the zero point not taken away
+  std::vector<uint8_t> zero_points;  // [outputs][groups], of weights of 4 bits; empty where all are the middle
 
   // Borrowed from the model's initializers; they need to live only while the layer is packed.
   const float* scale = nullptr;  // [outputs][groups]
-  const float* bias = nullptr;   // [outputs]
+  const float* bias = nullptr;   // [outputs]; null where all are 0
 
   int64_t block_rows() const { return (outputs + block_outputs - 1) / block_outputs; }
   int64_t block_columns() const { return (inputs + block_inputs - 1) / block_inputs; }

@@ -18,6 +18,9 @@ constexpr int kPanel = 16;
 // Weights of one sign that meet unsigned activations in one 16-bit sum are at most this in all.
 constexpr int kMostOfSum = 32767 / 255;
 
+// What stands for 0 in 4 bits where no zero point is told.
+constexpr int kMiddleOfNibbles = 8;
+
 // What turns sums into outputs, padded to whole panels: y = activation((sum * row's scale) * scale + bias).
 struct Epilogue {
   int64_t outputs;
@@ -40,6 +43,14 @@ struct DensePanels {
   int64_t group_quads;
   int64_t first_panel;
   const uint8_t* weights;
+};
+
+// Weights of 4 bits with a scale for each group, two in a byte: [panel][pair of quads][output in the panel][4], the first
+// quad of a pair in the low halves.
+struct NibbleWeights {
+  int64_t group_quads;
+  AlignedVector<uint8_t> weights;
+  AlignedVector<int16_t> zero_points;  // [panel][group][16]; empty where all are the middle
 };
 
 // For many rows: for each block row (1, 2 or 4 outputs) the quads of inputs it keeps, and their weights. Where a tile
@@ -125,6 +136,7 @@ struct RowTiles {
 
 Epilogue pack_epilogue(const Layer& layer);
 DenseWeights pack_dense(const Layer& layer, int offset);
+NibbleWeights pack_nibbles(const Layer& layer);
 BlockWeights pack_blocks(const Layer& layer, int offset);
 void pair_blocks(BlockWeights& weights, int offset);
 WindowWeights pack_windows(const Layer& layer, const Windows& windows);

@@ -1,4 +1,4 @@
-"""A model of one SlimLinear: for whoever tests or times a layer by itself."""
+"""A model of one SlimLinear or SlimMatMulNBits: for whoever tests or times a layer by itself."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, TensorProto
 
+from optimum_slim.kernels.blocked import INPUTS, STOCK_DOMAIN, blocked_function, blocked_node
 from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
 from optimum_slim.kernels.packing import pack
 
@@ -47,3 +48,34 @@ def layer_model(
     imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, VERSION)]
     bodies = slim_functions([node.op_type]) if functions else []
     return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=9)
+
+
+def blocked_model(
+    values: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    zero_points: NDArray[np.uint8] | None = None,
+    bits: int = 4,
+    functions: bool = True,
+) -> ModelProto:
+    """y = x times the weight that stands in blocks, as FORMAT.md says.
+
+    Args:
+        values: [N, blocks, block * bits / 8]. scales: [N * blocks] or [N, blocks]. zero_points: [N, bytes].
+        functions: as `layer_model`.
+    """
+    n, blocks, size = values.shape
+    block = size * 8 // bits
+    tensors = {"values": values, "scales": scales}
+    if zero_points is not None:
+        tensors["zero_points"] = zero_points
+    node = blocked_node([INPUTS[0], *tensors], "y", K=blocks * block, N=n, bits=bits, block_size=block)
+    graph = helper.make_graph(
+        [node],
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", blocks * block])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", n])],
+        [numpy_helper.from_array(a, name) for name, a in tensors.items()],
+    )
+    imports = [helper.make_opsetid("", 21), helper.make_opsetid(STOCK_DOMAIN, 1), helper.make_opsetid(DOMAIN, VERSION)]
+    bodies = [blocked_function()] if functions else []
+    return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=10)

@@ -4,6 +4,7 @@
 #include "attention.h"
 #include "blocks.h"
 #include "dense.h"
+#include "nibbles.h"
 #include "norm.h"
 #include "quantize.h"
 
@@ -61,7 +62,7 @@ struct Neon {
 
 extern const Products kNeon;
 const Products kNeon{"neon",    Neon::kOffset,          Neon::kSums,       false,       kLookUp,
-                     kLimits,   quantize_rows<Plainly>, pack_tile_plainly, dense<Neon>, blocks<Neon>,
+                     kLimits,   quantize_rows<Plainly>, pack_tile_plainly, dense<Neon>, nibbles<Neon>, blocks<Neon>,
                      attend<4>, residual_norm<4>};
 
 }  // namespace slim

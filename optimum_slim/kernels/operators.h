@@ -76,7 +76,7 @@ ort::CustomOp float_operator() {
   one.GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{1}; };
   one.GetOutputType = [](const ort::CustomOp*, size_t) { return static_cast<int>(ort::kFloat); };
   one.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  const auto zero = [](const ort::CustomOp*, size_t) { return 0; };  // a required, single input or output in CPU memory
+  const auto zero = [](const ort::CustomOp*, size_t) { return 0; };  // a required input or output in CPU memory
   one.GetInputCharacteristic = one.GetOutputCharacteristic = one.GetInputMemoryType = zero;
   const auto first = [](const ort::CustomOp*) { return 1; };
   one.GetVariadicInputMinArity = one.GetVariadicInputHomogeneity = first;

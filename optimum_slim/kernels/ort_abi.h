@@ -65,6 +65,8 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 enum AttributeType : int { kIntAttribute = 1 };
 
+enum Characteristic : int { kRequired = 0, kOptional = 1 };
+
 enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3 };
 
 // The layout of OrtCustomOp in version 17.

@@ -13,7 +13,7 @@ Epilogue pack_epilogue(const Layer& layer) {
   for (int64_t n = 0; n < layer.outputs; ++n)
     for (int64_t g = 0; g < layer.groups; ++g)
       epilogue.scale[(n / kPanel * layer.groups + g) * kPanel + n % kPanel] = layer.scale[n * layer.groups + g];
-  std::copy(layer.bias, layer.bias + layer.outputs, epilogue.bias.begin());
+  if (layer.bias) std::copy(layer.bias, layer.bias + layer.outputs, epilogue.bias.begin());
   return epilogue;
 }
 
@@ -33,6 +33,27 @@ DenseWeights pack_dense(const Layer& layer, int offset) {
       }
   });
   return dense;
+}
+
+NibbleWeights pack_nibbles(const Layer& layer) {
+  const int64_t panels = round_up(layer.outputs, kPanel) / kPanel, quads = layer.inputs / 4;
+  NibbleWeights packed{layer.group_size() / 4, {}, {}};
+  packed.weights.assign(panels * quads * kPanel * 2, 0);
+  for_each_kept_block(layer, [&](int64_t row, int64_t quad, const int8_t* values) {
+    for (int o = 0; o < 4 && row * 4 + o < layer.outputs; ++o) {
+      const int64_t n = row * 4 + o, pair = n / kPanel * quads / 2 + quad / 2;
+      for (int i = 0; i < 4; ++i)
+        packed.weights[(pair * kPanel + n % kPanel) * 4 + i] |= values[o * 4 + i] << (quad % 2 * 4);
+    }
+  });
+  if (!layer.zero_points.empty()) {
+    packed.zero_points.assign(panels * layer.groups * kPanel, 0);
+    for (int64_t n = 0; n < layer.outputs; ++n)
+      for (int64_t g = 0; g < layer.groups; ++g)
+        packed.zero_points[(n / kPanel * layer.groups + g) * kPanel + n % kPanel] =
+            layer.zero_points[n * layer.groups + g];
+  }
+  return packed;
 }
 
 }  // namespace slim

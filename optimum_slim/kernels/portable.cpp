@@ -2,6 +2,7 @@
 #include "attention.h"
 #include "blocks.h"
 #include "dense.h"
+#include "nibbles.h"
 #include "norm.h"
 #include "quantize.h"
 
@@ -77,7 +78,7 @@ struct Portable {
 
 extern const Products kPortable;
 const Products kPortable{"portable", Portable::kOffset,      Portable::kSums,   false,           kLookUp,
-                         kLimits,    quantize_rows<Plainly>, pack_tile_plainly, dense<Portable>, blocks<Portable>,
+                         kLimits,    quantize_rows<Plainly>, pack_tile_plainly, dense<Portable>, nibbles<Portable>, blocks<Portable>,
                          attend<4>,  residual_norm<4>};
 
 }  // namespace slim

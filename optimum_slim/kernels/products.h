@@ -62,6 +62,9 @@ struct Products {
 
   // Each computes outputs[rows][panels]; x points at the first row of the range, y at the first row's output 0.
   void (*dense)(const DensePanels&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y);
+  // The sums of the rows' activations are multiplied before: by the weights' zero point with its sign changed, where
+  // they have one each by -1.
+  void (*nibbles)(const NibbleWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y);
   void (*blocks)(const BlockWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,
                  float* y);
 

@@ -1,8 +1,8 @@
 // The operators as ONNX Runtime sees them: registered, created, run, their shapes inferred. No exception leaves this
 // file.
 #include <algorithm>
-#include <array>
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -18,15 +18,17 @@ namespace slim {
 namespace {
 
 constexpr const char* kDomain = "ai.optimum.slim";
-constexpr size_t kInputs = 5;
-constexpr std::array<int, kInputs> kInputTypes{ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat};
+// Element types of the inputs.
+const std::vector<int> kLayerInputs{ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat};
+const std::vector<int> kBlockedInputs{ort::kFloat, ort::kUint8, ort::kFloat, ort::kUint8};
+constexpr size_t kRequiredOfBlocked = 3;
 
 // What ONNX Runtime holds for one operator; it hands the CustomOp back to each of the functions below.
 struct Operator : ort::CustomOp {
   std::string name;
-  Kind kind;
-  bool grouped;
-  Activation activation;
+  const std::vector<int>& inputs;
+  size_t required;  // inputs
+  std::function<Layer(const Node&)> read;
 };
 
 struct Kernel {
@@ -40,7 +42,7 @@ const Operator& self(const ort::CustomOp* op) { return *static_cast<const Operat
 ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info, void** kernel) {
   const Operator& one = self(op);
   return guarded(api, one.name.c_str(), [&] {
-    const Layer layer = read_layer(api, info, one.kind, one.grouped, one.activation);
+    const Layer layer = one.read(Node(api, info));
     *kernel = std::make_unique<Kernel>(Kernel{api, one.name.c_str(), SlimLinear(layer, choose_products())}).release();
   });
 }
@@ -121,18 +123,22 @@ ort::Status infer_shape(const ort::CustomOp* op, ort::Handle context) {
   return guarded(g_api.load(), self(op).name.c_str(), [&] { infer(g_api.load(), context); });
 }
 
-Operator make_operator(const std::string& name, Kind kind, bool grouped, Activation activation) {
-  Operator one{float_operator<Kernel>(), name, kind, grouped, activation};
+Operator make_operator(const std::string& name, const std::vector<int>& inputs, size_t required,
+                       std::function<Layer(const Node&)> read) {
+  Operator one{float_operator<Kernel>(), name, inputs, required, std::move(read)};
   one.GetName = [](const ort::CustomOp* op) { return self(op).name.c_str(); };
-  one.GetInputTypeCount = [](const ort::CustomOp*) { return kInputs; };
-  one.GetInputType = [](const ort::CustomOp*, size_t index) { return index < kInputs ? kInputTypes[index] : 0; };
+  one.GetInputTypeCount = [](const ort::CustomOp* op) { return self(op).inputs.size(); };
+  one.GetInputType = [](const ort::CustomOp* op, size_t i) { return i < self(op).inputs.size() ? self(op).inputs[i] : 0; };
+  one.GetInputCharacteristic = [](const ort::CustomOp* op, size_t index) {
+    return static_cast<int>(index < self(op).required ? ort::kRequired : ort::kOptional);
+  };
   one.CreateKernelV2 = create;
   one.KernelComputeV2 = compute;
   one.InferOutputShapeFn = infer_shape;
   return one;
 }
 
-// Every kind of pattern, with and without groups, with every activation.
+// Every kind of pattern, with and without groups, with every activation; and weights in blocks.
 const std::vector<Operator>& operators() {
   static const std::vector<Operator> made = [] {
     std::vector<Operator> all;
@@ -142,9 +148,14 @@ const std::vector<Operator>& operators() {
         for (const auto& [activation_name, activation] :
              {std::pair{"", Activation::kNone}, std::pair{"Relu", Activation::kRelu},
               std::pair{"Gelu", Activation::kGelu}, std::pair{"GeluTanh", Activation::kGeluTanh},
-              std::pair{"Silu", Activation::kSilu}})
-          all.push_back(make_operator(std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + activation_name,
-                                      kind, grouped, activation));
+              std::pair{"Silu", Activation::kSilu}}) {
+          const auto read = [kind = kind, grouped, activation = activation](const Node& node) {
+            return read_layer(node, kind, grouped, activation);
+          };
+          const std::string name = std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + activation_name;
+          all.push_back(make_operator(name, kLayerInputs, kLayerInputs.size(), read));
+        }
+    all.push_back(make_operator("SlimMatMulNBits", kBlockedInputs, kRequiredOfBlocked, read_blocked_layer));
     return all;
   }();
   return made;

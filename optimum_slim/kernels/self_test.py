@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnx.onnx_pb import ModelProto
 
 from optimum_slim.kernels.library import register
-from optimum_slim.kernels.model import layer_model
+from optimum_slim.kernels.model import blocked_model, layer_model
 from optimum_slim.kernels.pattern import PATTERNS
 
-OUTPUTS, INPUTS = 37, 150
+OUTPUTS, INPUTS, BLOCK = 37, 150, 64
 ROWS = (1, 5, 40, 70)
 
 
@@ -24,18 +25,25 @@ def outputs_are_right() -> bool:
         elif pattern != "dense":
             weight[:, : INPUTS // 3 * 2] = 0
         scale, bias = rng.random((OUTPUTS, 1), np.float32), rng.standard_normal(OUTPUTS, np.float32)
-        session = _session(weight, scale, bias, pattern)
+        session = _session(layer_model(weight, scale, bias, pattern, functions=False))
         for rows in ROWS:
             x = rng.standard_normal((rows, INPUTS), np.float32)
             if not np.array_equal(session.run(None, {"x": x})[0], _reference(x, weight, scale, bias)):
                 return False
-    return True
+    return _blocked_outputs_are_right(rng)
 
 
-def _session(
-    weight: NDArray[np.int8], scale: NDArray[np.float32], bias: NDArray[np.float32], pattern: str
-) -> onnxruntime.InferenceSession:
-    model = layer_model(weight, scale, bias, pattern, functions=False)
+def _blocked_outputs_are_right(rng: np.random.Generator) -> bool:
+    """Of weights of 4 bits, one block of inputs, so that the sums are those of `_reference`."""
+    integers, scale = rng.integers(0, 16, (OUTPUTS, BLOCK), np.uint8), rng.random((OUTPUTS, 1), np.float32)
+    values = integers[:, None, ::2] | integers[:, None, 1::2] << 4
+    session = _session(blocked_model(values, scale, functions=False))
+    weight, bias = (integers - np.uint8(8)).view(np.int8), np.zeros(OUTPUTS, np.float32)
+    rows = (rng.standard_normal((count, BLOCK), np.float32) for count in ROWS)
+    return all(np.array_equal(session.run(None, {"x": x})[0], _reference(x, weight, scale, bias)) for x in rows)
+
+
+def _session(model: ModelProto) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     register(options)

@@ -43,7 +43,7 @@ Kernel Kernel::made(ort::Api api, ort::ConstHandle info) {
   return {api, heads, &choose_products()};
 }
 
-using Shape = std::vector<int64_t>;
+
 
 // A size of the mask is that of the whole tensor, or 1, which holds for all.
 void set_mask_strides(Attention& a, const Shape& mask) {

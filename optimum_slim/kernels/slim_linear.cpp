@@ -64,7 +64,9 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   const bool sparse = layer.pattern != Pattern::kDense, grouped = layer.groups > 1;
   const bool singles = layer.block_inputs == 1;
   const Limits& limits = products.limits;
-  if (!singles && !grouped && (sparse || limits.dense_rows < kAnyRows)) {
+  if (layer.bits == 4) {
+    nibbles_ = pack_nibbles(layer);
+  } else if (!singles && !grouped && (sparse || limits.dense_rows < kAnyRows)) {
     few_rows_ = sparse ? limits.block_rows[layer.block_outputs / 2] : limits.dense_rows;
     blocks_ = pack_blocks(layer, products.offset);
     if (products.pairs) pair_blocks(*blocks_, products.offset);
@@ -77,7 +79,7 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   } else if (sparse && products.masked && density <= kMostMasked) {
     masks_ = pack_masks(layer);
   }
-  if (!lanes_ && !windows_ && !byte_windows_ && !masks_) dense_ = pack_dense(layer, products.offset);
+  if (!lanes_ && !windows_ && !byte_windows_ && !masks_ && !nibbles_) dense_ = pack_dense(layer, products.offset);
 }
 
 void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
@@ -119,6 +121,10 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
   QuantizedRows quantized = quantized_rows(rows);
   const int offset = windows_ || byte_windows_ ? products_.look_up.offset : 0;  // else the weights carry it
   products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
+  if (nibbles_) {
+    const int32_t factor = nibbles_->zero_points.empty() ? -kMiddleOfNibbles : -1;
+    for (int64_t i = 0; i < rows * epilogue_.groups; ++i) quantized.sums[i] *= factor;
+  }
   if (dense_ && products_.widen) {
     uint8_t* const values = widened.take<uint8_t>(rows * 2 * quantized.stride);
     products_.widen(quantized, rows, quads_, values);
@@ -140,6 +146,8 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
       products_.windows(*windows_, epilogue_, quantized, all, mine, y);
     else if (byte_windows_)
       products_.byte_windows(*byte_windows_, epilogue_, quantized, all, mine, y);
+    else if (nibbles_)
+      products_.nibbles(*nibbles_, epilogue_, quantized, all, mine, y);
     else if (masks_)
       products_.masked(*masks_, epilogue_, quantized, all, mine, y);
     else

@@ -37,6 +37,7 @@ class SlimLinear {
   std::optional<WindowWeights> windows_;
   std::optional<ByteWindowWeights> byte_windows_;
   std::optional<MaskWeights> masks_;
+  std::optional<NibbleWeights> nibbles_;
   bool lanes_ = false;  // by the blocks
   // ..and one of these for many.
   std::optional<BlockWeights> blocks_;

@@ -19,6 +19,7 @@ from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
+from optimum_slim.kernels.blocked import BLOCKED, STOCK
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.tasks import TextGeneration, task_named
 from optimum_slim.techniques.quantize.weights import QuantizeWeights
@@ -82,7 +83,7 @@ def test_the_file_holds_the_integers_scales_and_zero_points_of_the_grids(made, p
     grids, found = grids_of(model), set()
     for node in graph.graph.node:
         name = weight_of(node, grids)
-        if node.op_type != "MatMulNBits" or name is None:
+        if node.op_type not in (STOCK, BLOCKED) or name is None:
             continue
         grid, wanted = grids[name], grids[name].integers(name, model.get_parameter(name)).numpy()
         bits, block = attribute_of(node, "bits", None), attribute_of(node, "block_size", None)
@@ -133,7 +134,9 @@ def test_the_embedding_and_its_head_are_one_initializer(family, precision, bits,
     graph = deployed(made, tmp_path, precision)
     (gather,) = [node for node in graph.graph.node if node.op_type == "GatherBlockQuantized"]
     (head,) = [
-        n for n in graph.graph.node if n.op_type == "MatMulNBits" and attribute_of(n, "N", 0) == model.config.vocab_size
+        n
+        for n in graph.graph.node
+        if n.op_type in (STOCK, BLOCKED) and attribute_of(n, "N", 0) == model.config.vocab_size
     ]
     (reshape,) = [node for node in graph.graph.node if gather.input[0] in node.output]
     assert reshape.input[0] == head.input[1]
@@ -155,7 +158,7 @@ def test_it_generates_what_torch_does_with_the_weights_of_the_file(family, close
     graph = deployed((model, source), tmp_path, "int4-weights", accuracy_level=1)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     names = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.ndim == 2}
-    for node in (one for one in graph.graph.node if one.op_type == "MatMulNBits"):
+    for node in (one for one in graph.graph.node if one.op_type in (STOCK, BLOCKED)):
         name, inputs = weight_of(node, names), attribute_of(node, "K", 0)
         scales = np.repeat(stored[node.input[2]].reshape(attribute_of(node, "N", 0), -1), 32, 1)[:, :inputs]
         rows = torch.from_numpy((unpacked(stored[node.input[1]], 4, inputs).astype(np.float32) - 8) * scales)

@@ -177,7 +177,7 @@ def test_other_precisions_keep_the_integers_too(made, precision, options, tmp_pa
     found = set()
     for node in graph.graph.node:
         name = weight_of(model, graph, node.name)
-        if name is None or not node.op_type.startswith(("SlimLinear", "MatMulNBits")):
+        if name is None or not node.op_type.startswith(("SlimLinear", "MatMulNBits", "SlimMatMulNBits")):
             continue
         wanted, scale = wanted_integers(model, name), grids_of(model)[name].scale.numpy()
         outputs, inputs = wanted.shape

@@ -20,10 +20,12 @@ from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from optimum_slim.kernels.attention import ATTENTION
+from optimum_slim.kernels.blocked import BLOCKED
 from optimum_slim.kernels.function import OPERATORS
 from optimum_slim.kernels.library import ISA_VARIABLE, register, supported_isas
 from optimum_slim.kernels.norm import RESIDUAL_NORM
 from optimum_slim.kernels.pattern import PATTERNS
+from tests.kernels.blocks import random_blocks
 from tests.kernels.floats import LOWEST, attention_model, norm_model
 from tests.kernels.layers import random_layer, slim_model
 
@@ -148,6 +150,15 @@ def linear(rng: random.Random) -> Case:
     return Case(model, {**sizes, "K": k}, {"x": [*leading, "K"]})
 
 
+def blocked(rng: random.Random) -> Case:
+    bits, block = rng.choice((4, 4, 8)), rng.choice((16, 32, 64))
+    k, asymmetric = block * rng.randint(1, 4), bits == 4 and rng.random() < 0.5
+    layer = random_blocks(rng.randint(1, 70), k, bits, block, asymmetric, rng.randrange(99))
+    leading = ["batch", "rows"][: rng.choice((0, 1, 1, 1, 2))]
+    sizes = {name: rng.choice((0, 1, 1, 2, 3, 17, 45)) for name in leading}
+    return Case(layer.model(functions=False), {**sizes, "K": k}, {"x": [*leading, "K"]})
+
+
 def attention(rng: random.Random) -> Case:
     heads, size, most = rng.choice((1, 1, 2, 3, 12)), rng.randint(1, 40), 40
     kind = rng.random()
@@ -183,6 +194,7 @@ def _without_functions(model: ModelProto) -> ModelProto:
 
 VALID: dict[str, Callable[[random.Random], Case]] = {
     "SlimLinear": linear,
+    BLOCKED: blocked,
     ATTENTION: attention,
     RESIDUAL_NORM: norm,
 }
@@ -287,7 +299,7 @@ def change_outputs(rng: random.Random, case: Case) -> None:
 
 
 def change_name(rng: random.Random, case: Case) -> None:
-    case.node.op_type = rng.choice((*OPERATORS, ATTENTION, RESIDUAL_NORM, "SlimLinearTanh"))
+    case.node.op_type = rng.choice((*OPERATORS, BLOCKED, ATTENTION, RESIDUAL_NORM, "SlimLinearTanh"))
 
 
 def store_nothing(rng: random.Random, case: Case) -> None:
