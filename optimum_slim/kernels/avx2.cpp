@@ -16,7 +16,7 @@ namespace {
 
 struct WidenedDot {
   static constexpr int kRows = 4;
-  static constexpr int kGroupedRows = 2;
+  static constexpr int kGroupedRows = 3;
   static constexpr int kQuadBytes = 8;
 
   // Bytes 0 and 2 of each quad, and bytes 1 and 3, as 16-bit numbers: the order is the same on both sides. Rows are
@@ -57,15 +57,18 @@ using Avx2 = Ymm<WidenedDot>;
 
 // Weights of 4 bits leave room for the products of several quads in 16 bits.
 struct ShortDot {
-  static constexpr int kRows = 2;
+  static constexpr int kRows = 4;
   using Short = Avx2::Sums;
   using Weights = Avx2::Sums;
-  static Short nothing() { return Avx2::broadcast_sum(0); }
   static Weights load(const uint8_t* weights) {
     const auto* halves = reinterpret_cast<const __m256i*>(weights);
     Weights loaded{{_mm256_load_si256(halves), _mm256_load_si256(halves + 1)}};
     asm("" : "+x"(loaded.half[0]), "+x"(loaded.half[1]));  // else GCC loads them once more for each row
     return loaded;
+  }
+  static Short first(const Weights& weights, const uint8_t* quad) {
+    const __m256i a = broadcast_quad(quad);
+    return {{_mm256_maddubs_epi16(weights.half[0], a), _mm256_maddubs_epi16(weights.half[1], a)}};
   }
   static Short add(Short sums, const Weights& weights, const uint8_t* quad) {
     const __m256i a = broadcast_quad(quad);

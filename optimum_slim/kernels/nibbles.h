@@ -21,8 +21,10 @@ struct ByDot {
   static constexpr int kRows = Isa::kGroupedRows;
   using Short = typename Isa::Sums;
   using Weights = typename Isa::Unsigned;
-  static Short nothing() { return Isa::broadcast_sum(0); }
   static Weights load(const uint8_t* weights) { return Isa::load_unsigned(weights); }
+  static Short first(const Weights& weights, const uint8_t* quad) {
+    return add(Isa::broadcast_sum(0), weights, quad);
+  }
   static Short add(Short sums, const Weights& weights, const uint8_t* quad) {
     return Isa::dot(sums, weights, Isa::broadcast_signed(quad));
   }
@@ -123,28 +125,29 @@ struct Nibbles {
   template <int kRows, int kStep, bool kPacked>
   [[gnu::always_inline]] void add_quads(const uint8_t* from, const uint8_t* values,
                                         typename Dot::Short (&some)[kRows]) const {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) some[r] = Dot::nothing();
 #pragma GCC unroll 4
     for (int q = 0; q < kStep; q += 2) {
       if constexpr (kPacked) {
         alignas(64) uint8_t pair[128];
         unpack_nibbles<Isa>(from + q * 32, 1, pair);
-        add_quad<kRows>(pair, values + q * 4, some);
-        add_quad<kRows>(pair + 64, values + q * 4 + 4, some);
+        add_quad<kRows>(pair, values + q * 4, q == 0, some);
+        add_quad<kRows>(pair + 64, values + q * 4 + 4, false, some);
       } else {
-        add_quad<kRows>(from + q * 64, values + q * 4, some);
-        add_quad<kRows>(from + q * 64 + 64, values + q * 4 + 4, some);
+        add_quad<kRows>(from + q * 64, values + q * 4, q == 0, some);
+        add_quad<kRows>(from + q * 64 + 64, values + q * 4 + 4, false, some);
       }
     }
   }
 
   template <int kRows>
-  [[gnu::always_inline]] void add_quad(const uint8_t* unpacked, const uint8_t* values,
+  [[gnu::always_inline]] void add_quad(const uint8_t* unpacked, const uint8_t* values, bool first,
                                        typename Dot::Short (&some)[kRows]) const {
     const typename Dot::Weights w = Dot::load(unpacked);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) some[r] = Dot::add(some[r], w, values + r * x.stride);
+    for (int r = 0; r < kRows; ++r) {
+      const uint8_t* quad = values + r * x.stride;
+      some[r] = first ? Dot::first(w, quad) : Dot::add(some[r], w, quad);
+    }
   }
 
   // What zero points make of the sum of a row's activations.
