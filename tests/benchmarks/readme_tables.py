@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+ORIGINAL = "fp32"  # of decoders: what the others are compared with
 READMES = (HERE.parents[1] / "README.md", HERE / "README.md")
 
 
@@ -157,6 +158,47 @@ def of_evolve(rows: dict[str, Any]) -> str:
     return markdown(head, body)
 
 
+def of_decoders(found: dict[str, Any]) -> str:
+    """One row per recipe or peer: perplexities and what they are more than the first row's, bytes, milliseconds of a
+    prompt of 128 tokens and of a token behind them, and the memory of the process that serves it."""
+    rows, times = found["rows"], found.get("times", {})
+    metrics = [name for name in rows[ORIGINAL]["quality"] if name.startswith("perplexity")]
+    body = []
+    for name, row in rows.items():
+        measured = times.get(name, {})
+        at = {(p["phase"], p["tokens"]): f"{p['ms']:.1f}" for p in measured.get("points", [])}
+        told = [name, f"{row['bytes'] / 1e6:.1f}"]
+        for metric in metrics:
+            value, before = row["quality"][metric], rows[ORIGINAL]["quality"][metric]
+            told.append(f"{value:.2f} ({value / before - 1:+.1%})" if name != ORIGINAL else f"{value:.2f}")
+        divergences = [value for key, value in row["quality"].items() if key.startswith("kl_divergence")]
+        told.append(" / ".join(f"{value:.3f}" for value in divergences))
+        told += [at.get((phase, 128), "") for phase in ("prefill", "decode")]
+        body.append([*told, f"{measured['rss_bytes'] / 1e6:.0f}" if "rss_bytes" in measured else ""])
+    head = [
+        "",
+        "MB",
+        *(name.replace("/", ", ") for name in metrics),
+        "KL divergence",
+        "prefill, ms",
+        "decode, ms",
+        "RSS, MB",
+    ]
+    return markdown(head, body)
+
+
+def of_contexts(found: dict[str, Any]) -> str:
+    """Milliseconds by length of context, a column for each."""
+    times = {name: one["points"] for name, one in found["times"].items() if name != "environment"}
+    columns = sorted({(point["phase"], point["tokens"]) for points in times.values() for point in points}, reverse=True)
+    columns.sort(key=lambda column: (column[0] == "decode", column[1]))
+    body = []
+    for name, points in times.items():
+        at = {(point["phase"], point["tokens"]): f"{point['ms']:.1f}" for point in points}
+        body.append([name, *(at.get(column, "") for column in columns)])
+    return markdown(["", *(f"{phase} {tokens}" for phase, tokens in columns)], body)
+
+
 def of_sparsity(rows: list[dict[str, Any]]) -> str:
     """Perplexities by pattern and share of zeros, a column for each technique."""
     techniques = list(dict.fromkeys(row["technique"] for row in rows if row["settings"]))
@@ -210,6 +252,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "quantization": of_quantization,
     "frontier": of_frontier,
     "evolve": of_evolve,
+    "decoders": of_decoders,
+    "contexts": of_contexts,
     "sparsity": of_sparsity,
     "streaming": of_streaming,
 }
