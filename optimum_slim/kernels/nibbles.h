@@ -48,10 +48,10 @@ template <class Isa>
 template <class Isa, class Dot, bool kZeroPoints>
 struct Nibbles {
   static constexpr int kLanes = Isa::kFloatLanes;
-  static constexpr int kRowsAtOnce = 64;           // that share what is unpacked
-  static constexpr int64_t kQuadsUnpacked = 128;   // at most, unless a group is larger; it never is
-  static constexpr int kLongestShort = 8;          // quads: 2 * 15 * 127 * 8 fits in 16 bits
-  using Totals = Float<kLanes>[kPanel / kLanes];   // of a row
+  static constexpr int kRowsAtOnce = 64;          // that share what is unpacked
+  static constexpr int64_t kQuadsUnpacked = 128;  // at most; no group has more than half as many
+  static constexpr int kLongestShort = 8;         // quads: 2 * 15 * 127 * 8 fits in 16 bits
+  using Totals = Float<kLanes>[kPanel / kLanes];  // of a row
   using Sums = typename Isa::Sums;
 
   const NibbleWeights& weights;

@@ -127,7 +127,8 @@ void read_blocks(const Node& node, Layer& layer) {
 
 // Stored input by input, wanted output by output. Fillers go.
 void read_singles(const Node& node, Layer& layer) {
-  const int64_t outputs = layer.outputs, inputs = layer.inputs, blocks = outputs * inputs, kept = node.first_dimension(2, "values");
+  const int64_t outputs = layer.outputs, inputs = layer.inputs, blocks = outputs * inputs;
+  const int64_t kept = node.first_dimension(2, "values");
   const uint8_t* gaps = node.bytes(1, "gaps", {(kept + 1) / 2});
   const uint8_t* values = node.bytes(2, "values", {kept});
   if (kept % 2 && gaps[kept / 2] >> 4) fail("the last half byte of input gaps", "not 0", "0, for it is unused");
