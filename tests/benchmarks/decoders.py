@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 ORIGINAL = "fp32"
 LLAMA = ("Q8_0", "Q4_0")
 CONTEXTS = (128, 1, 16, 1024)
-ROUNDS, SECONDS = 15, 0.1  # of turns, and of repeated runs in a turn
+ROUNDS, SECONDS = 9, 0.1  # of turns, and of repeated runs in a turn
 
 
 def main() -> None:

@@ -160,13 +160,13 @@ def of_evolve(rows: dict[str, Any]) -> str:
 
 def of_decoders(found: dict[str, Any]) -> str:
     """One row per recipe or peer: perplexities and what they are more than the first row's, bytes, milliseconds of a
-    prompt of 128 tokens and of a token behind them, and the memory of the process that serves it."""
+    prompt of 128 tokens and of a token behind them."""
     rows, times = found["rows"], found.get("times", {})
     metrics = [name for name in rows[ORIGINAL]["quality"] if name.startswith("perplexity")]
     body = []
     for name, row in rows.items():
-        measured = times.get(name, {})
-        at = {(p["phase"], p["tokens"]): f"{p['ms']:.1f}" for p in measured.get("points", [])}
+        points = times.get(name, {}).get("points", [])
+        at = {(point["phase"], point["tokens"]): f"{point['ms']:.1f}" for point in points}
         told = [name, f"{row['bytes'] / 1e6:.1f}"]
         for metric in metrics:
             value, before = row["quality"][metric], rows[ORIGINAL]["quality"][metric]
@@ -174,17 +174,9 @@ def of_decoders(found: dict[str, Any]) -> str:
         divergences = [value for key, value in row["quality"].items() if key.startswith("kl_divergence")]
         told.append(" / ".join(f"{value:.3f}" for value in divergences))
         told += [at.get((phase, 128), "") for phase in ("prefill", "decode")]
-        body.append([*told, f"{measured['rss_bytes'] / 1e6:.0f}" if "rss_bytes" in measured else ""])
-    head = [
-        "",
-        "MB",
-        *(name.replace("/", ", ") for name in metrics),
-        "KL divergence",
-        "prefill, ms",
-        "decode, ms",
-        "RSS, MB",
-    ]
-    return markdown(head, body)
+        body.append(told)
+    sets = [name.replace("/", ", ") for name in metrics]
+    return markdown(["", "MB", *sets, "KL divergence", "prefill, ms", "decode, ms"], body)
 
 
 def of_contexts(found: dict[str, Any]) -> str:
