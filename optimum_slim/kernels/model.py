@@ -65,7 +65,7 @@ def blocked_model(
     """
     n, blocks, size = values.shape
     block = size * 8 // bits
-    tensors = {"values": values, "scales": scales}
+    tensors: dict[str, NDArray[Any]] = {"values": values, "scales": scales}
     if zero_points is not None:
         tensors["zero_points"] = zero_points
     node = blocked_node([INPUTS[0], *tensors], "y", K=blocks * block, N=n, bits=bits, block_size=block)
