@@ -34,6 +34,7 @@ from optimum_slim.kernels.blocked import (
     blocked_function,
     blocked_node,
     is_blocked,
+    packed,
     stock_node,
 )
 
@@ -119,14 +120,6 @@ def block_tensors(
     if (zero_points == 2 ** (bits - 1)).all():
         return tensors
     return (*tensors, packed(zero_points, bits))
-
-
-def packed(values: np.ndarray, bits: int) -> np.ndarray:
-    """Integers [rows, columns] of 4 or 8 bits as bytes; an odd row ends with a 0."""
-    if bits == 8:
-        return values
-    even = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
-    return even[:, ::2] | even[:, 1::2] << 4
 
 
 def share_blocks(graph: onnx.ModelProto, tied: Mapping[str, str]) -> None:

@@ -192,11 +192,13 @@ def make_precisions(
         `PRECISIONS[name]` takes them. logits: as `prepared` takes them. keep: the prepared graph is wanted again, and
         stays in `work` as `PREPARED`.
     """
-    graph, ready, saved = prepared(source / "model.onnx", logits), work / PREPARED, len(wanted) > 1 or keep
-    if saved:
-        save_onnx(graph, ready)  # not copied in memory, where it would stand beside what is made of it
+    graph = prepared(source / "model.onnx", logits)
+    if len(wanted) == 1 and not keep:
+        return {name: make_precision(graph, source, work / name, name, options) for name, options in wanted.items()}
+    save_onnx(graph, work / PREPARED)
+    del graph  # in memory it would stand beside what is made of it
     return {
-        name: make_precision(onnx.load(ready) if saved else graph, source, work / name, name, options)
+        name: make_precision(onnx.load(work / PREPARED), source, work / name, name, options)
         for name, options in wanted.items()
     }
 

@@ -60,7 +60,7 @@ inline void masked_rows(const MaskWeights& weights, const Epilogue& epilogue, co
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     MaskReader reader{&weights.masks[panel * weights.quads], &weights.weights[weights.start[panel]]};
     alignas(64) int32_t buffer[kRows * kPanel];
-    Float<kLanes> totals[kRows] = {};
+    Float<kLanes> totals[kRows][kPanel / kLanes] = {};
     for (int64_t g = 0; g < groups; ++g) {
       const uint8_t* values = x.values + row * x.stride + g * weights.group_quads * 4;
       __m512i sums[kRows][kUnroll];
@@ -84,8 +84,8 @@ inline void masked_rows(const MaskWeights& weights, const Epilogue& epilogue, co
         if (kUnroll == 2) sums[r][0] = _mm512_add_epi32(sums[r][0], sums[r][kUnroll - 1]);
         _mm512_store_si512(buffer + r * kPanel, sums[r][0]);
         if (groups > 1)
-          totals[r] += scaled<kLanes>(buffer + r * kPanel, scales[r * groups + g],
-                                      &epilogue.scale[(panel * groups + g) * kPanel]);
+          add_scaled<kLanes>(sums[r][0], scales[r * groups + g], &epilogue.scale[(panel * groups + g) * kPanel],
+                             totals[r]);
       }
     }
     if (groups > 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto
 
@@ -29,6 +31,14 @@ def stock_node(inputs: Sequence[str], output: str, name: str = "", **attributes:
 def is_blocked(inputs: int, K: int, N: int, bits: int, block_size: int) -> bool:  # noqa: N803
     """Whether our kernels have a product of so many inputs and of such sizes."""
     return K % block_size == 0 and (bits == 4 or (bits == 8 and inputs == 3))
+
+
+def packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Integers [rows, columns] of 4 or 8 bits as bytes; an odd row ends with a 0."""
+    if bits == 8:
+        return values
+    even = np.pad(values, ((0, 0), (0, values.shape[1] % 2)))
+    return even[:, ::2] | even[:, 1::2] << np.uint8(4)
 
 
 def blocked_function(opset: int = 21) -> FunctionProto:

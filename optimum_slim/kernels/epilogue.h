@@ -11,10 +11,8 @@ namespace {
 
 // The float of each of a panel's sums, times both scales.
 template <int kLanes>
-inline Float<kLanes> scaled(const int32_t* sums, float row_scale, const float* scale) {
-  Int<kLanes> sum;
-  std::memcpy(&sum, sums, sizeof sum);
-  return (__builtin_convertvector(sum, Float<kLanes>) * row_scale) * load<kLanes>(scale);
+[[gnu::always_inline]] inline Float<kLanes> scaled(const Int<kLanes>& sums, float row_scale, const float* scale) {
+  return (__builtin_convertvector(sums, Float<kLanes>) * row_scale) * load<kLanes>(scale);
 }
 
 // Adds a group's share to a row's totals.
@@ -26,7 +24,7 @@ template <int kLanes, class Sums>
   std::memcpy(ints, &sums, sizeof ints);
 #pragma GCC unroll 4
   for (int i = 0; i < kPanel / kLanes; ++i)
-    totals[i] += (__builtin_convertvector(ints[i], Float<kLanes>) * row_scale) * load<kLanes>(scale + i * kLanes);
+    totals[i] += scaled<kLanes>(ints[i], row_scale, scale + i * kLanes);
 }
 
 template <int kLanes, Activation kActivation>
@@ -49,9 +47,13 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
     Float<kLanes> values[kPanel / kLanes];
     for (int i = 0; i < kPanel / kLanes; ++i) {
       const int64_t at = row * kPanel + i * kLanes;
-      values[i] = row_scales
-                      ? scaled<kLanes>(static_cast<const int32_t*>(sums) + at, row_scales[row], scale + i * kLanes)
-                      : load<kLanes>(static_cast<const float*>(sums) + at);
+      if (row_scales) {
+        Int<kLanes> ints;
+        std::memcpy(&ints, static_cast<const int32_t*>(sums) + at, sizeof ints);
+        values[i] = scaled<kLanes>(ints, row_scales[row], scale + i * kLanes);
+      } else {
+        values[i] = load<kLanes>(static_cast<const float*>(sums) + at);
+      }
     }
     float* to = y + row * epilogue.outputs + panel * kPanel;
     // A count that the compiler knows saves a call of memcpy.

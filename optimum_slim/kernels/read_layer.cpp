@@ -8,6 +8,9 @@
 namespace slim {
 namespace {
 
+constexpr int64_t kMostInputs = 65536;
+constexpr int64_t kMostOutputs = int64_t{1} << 24;
+
 // Gaps: a byte between blocks, half a byte between single weights.
 constexpr int kLongestOfBlocks = 255;
 constexpr int kLongestOfSingles = 15;

@@ -9,9 +9,6 @@
 
 namespace slim {
 
-constexpr int64_t kMostInputs = 65536;
-constexpr int64_t kMostOutputs = int64_t{1} << 24;
-
 // A mistake of the model: its text names the attribute or input, what was found and what was expected.
 struct ModelError : std::runtime_error {
   using std::runtime_error::runtime_error;

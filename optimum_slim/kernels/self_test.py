@@ -7,6 +7,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx.onnx_pb import ModelProto
 
+from optimum_slim.kernels.blocked import packed
 from optimum_slim.kernels.library import register
 from optimum_slim.kernels.model import blocked_model, layer_model
 from optimum_slim.kernels.pattern import PATTERNS
@@ -36,8 +37,7 @@ def outputs_are_right() -> bool:
 def _blocked_outputs_are_right(rng: np.random.Generator) -> bool:
     """Of weights of 4 bits, one block of inputs, so that the sums are those of `_reference`."""
     integers, scale = rng.integers(0, 16, (OUTPUTS, BLOCK), np.uint8), rng.random((OUTPUTS, 1), np.float32)
-    values = integers[:, None, ::2] | integers[:, None, 1::2] << 4
-    session = _session(blocked_model(values, scale, functions=False))
+    session = _session(blocked_model(packed(integers, 4)[:, None], scale, functions=False))
     weight, bias = (integers - np.uint8(8)).view(np.int8), np.zeros(OUTPUTS, np.float32)
     rows = (rng.standard_normal((count, BLOCK), np.float32) for count in ROWS)
     return all(np.array_equal(session.run(None, {"x": x})[0], _reference(x, weight, scale, bias)) for x in rows)

@@ -34,16 +34,8 @@ struct Kernel {
 }
 
 Kernel Kernel::made(ort::Api api, ort::ConstHandle info) {
-  int64_t heads = 0;
-  if (ort::Status status = ort::call(api, ort::kKernelInfoGetAttributeInt64, info, "heads", &heads)) {
-    ort::release(api, ort::kReleaseStatus, status);
-    heads = 0;
-  }
-  if (heads < 1 || heads > kMostHeads) fail("attribute heads is " + std::to_string(heads), "1 to 65536");
-  return {api, heads, &choose_products()};
+  return {api, Node(api, info).integer("heads", 1, kMostHeads), &choose_products()};
 }
-
-
 
 // A size of the mask is that of the whole tensor, or 1, which holds for all.
 void set_mask_strides(Attention& a, const Shape& mask) {

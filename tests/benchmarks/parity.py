@@ -30,18 +30,19 @@ BLOCK = 10  # of the model
 
 def main() -> None:
     parser = decoder_parser(str(__doc__), evaluation="validation", limit=1)
-    for name in ("gptq", "smoothquant", "awq"):
-        parser.add_argument(f"--{name}", type=Path, help="a checkout of the published code")
+    comparisons = {"gptq": compare_gptq, "smoothquant": compare_smoothquant, "awq": compare_awq}
+    for published in comparisons:
+        parser.add_argument(f"--{published}", type=Path, help="a checkout of the published code")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    for name, (weight, x, norm) in layers_of(arguments).items():
-        for published in ("gptq", "smoothquant", "awq"):
-            if getattr(arguments, published):
-                globals()[f"compare_{published}"](getattr(arguments, published), name, weight, x, norm)
+    for name, (weight, x) in layers_of(arguments).items():
+        for published, compare in comparisons.items():
+            if checkout := getattr(arguments, published):
+                compare(checkout, name, weight, x)
 
 
-def layers_of(arguments: argparse.Namespace) -> dict[str, tuple[Tensor, Tensor, nn.Module]]:
-    """Weights [N, K], inputs [rows, K] and a norm that sends them, of some linears of one block."""
+def layers_of(arguments: argparse.Namespace) -> dict[str, tuple[Tensor, Tensor]]:
+    """Weights [N, K] and inputs [rows, K] of some linears of one block."""
     model = transformers.AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     ids = torch.cat([batch["input_ids"] for batch in calibration(evaluated(arguments)[0], arguments)])
     block, found = model.model.layers[BLOCK], dict[str, Any]()
@@ -54,10 +55,7 @@ def layers_of(arguments: argparse.Namespace) -> dict[str, tuple[Tensor, Tensor, 
         model(ids)
     for hook in hooks:
         hook.remove()
-    norm = block.post_attention_layernorm
-    return {
-        name: (block.get_submodule(name).weight.detach().clone(), found[name].flatten(0, 1), norm) for name in LAYERS
-    }
+    return {name: (block.get_submodule(name).weight.detach().clone(), found[name].flatten(0, 1)) for name in LAYERS}
 
 
 def taken(path: Path, *names: str, **given: Any) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def taken(path: Path, *names: str, **given: Any) -> dict[str, Any]:
     return space
 
 
-def compare_gptq(checkout: Path, name: str, weight: Tensor, x: Tensor, norm: nn.Module) -> None:
+def compare_gptq(checkout: Path, name: str, weight: Tensor, x: Tensor) -> None:
     from optimum_slim.techniques.quantize.gptq import gptq
 
     space = taken(checkout / "quant.py", "quantize", "Quantizer")
@@ -95,14 +93,13 @@ def compare_gptq(checkout: Path, name: str, weight: Tensor, x: Tensor, norm: nn.
                 told("GPTQ", f"{name}, {bits} bits, {kind}, {order}", (q.int() - spread[1]) * spread[0], linear.weight)
 
 
-def compare_smoothquant(checkout: Path, name: str, weight: Tensor, x: Tensor, norm: nn.Module) -> None:
+def compare_smoothquant(checkout: Path, name: str, weight: Tensor, x: Tensor) -> None:
     from optimum_slim.techniques.quantize.smooth import smooth_scales
 
-    kind = type(norm)
-    names = dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "MixtralRMSNorm"), kind)
+    names = dict.fromkeys(("LlamaRMSNorm", "MistralRMSNorm", "MixtralRMSNorm"), nn.RMSNorm)
     smooth = taken(checkout / "smoothquant" / "smooth.py", "smooth_ln_fcs_llama_like", **names)
     for alpha in (0.5, 0.8):
-        linear, own = nn.Linear(weight.shape[1], weight.shape[0], bias=False), kind(weight.shape[1])
+        linear, own = nn.Linear(weight.shape[1], weight.shape[0], bias=False), nn.RMSNorm(weight.shape[1])
         linear.weight.data = weight.clone()
         absmax = x.abs().amax(0)
         smooth["smooth_ln_fcs_llama_like"](own, [linear], absmax, alpha)
@@ -110,7 +107,7 @@ def compare_smoothquant(checkout: Path, name: str, weight: Tensor, x: Tensor, no
         told("SmoothQuant", f"{name}, alpha {alpha}", weight * scales, linear.weight)
 
 
-def compare_awq(checkout: Path, name: str, weight: Tensor, x: Tensor, norm: nn.Module) -> None:
+def compare_awq(checkout: Path, name: str, weight: Tensor, x: Tensor) -> None:
     from optimum_slim.techniques.quantize.awq import awq_scales
 
     quantize = taken(checkout / "awq" / "quantize" / "quantizer.py", "pseudo_quantize_tensor")["pseudo_quantize_tensor"]

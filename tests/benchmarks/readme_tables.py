@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-ORIGINAL = "fp32"  # of decoders: what the others are compared with
 READMES = (HERE.parents[1] / "README.md", HERE / "README.md")
 
 
@@ -162,15 +161,15 @@ def of_decoders(found: dict[str, Any]) -> str:
     """One row per recipe or peer: perplexities and what they are more than the first row's, bytes, milliseconds of a
     prompt of 128 tokens and of a token behind them."""
     rows, times = found["rows"], found.get("times", {})
-    metrics = [name for name in rows[ORIGINAL]["quality"] if name.startswith("perplexity")]
+    original = next(iter(rows.values()))
+    metrics = [name for name in original["quality"] if name.startswith("perplexity")]
     body = []
     for name, row in rows.items():
-        points = times.get(name, {}).get("points", [])
-        at = {(point["phase"], point["tokens"]): f"{point['ms']:.1f}" for point in points}
+        at = milliseconds(times.get(name, {}).get("points", []))
         told = [name, f"{row['bytes'] / 1e6:.1f}"]
         for metric in metrics:
-            value, before = row["quality"][metric], rows[ORIGINAL]["quality"][metric]
-            told.append(f"{value:.2f} ({value / before - 1:+.1%})" if name != ORIGINAL else f"{value:.2f}")
+            value, before = row["quality"][metric], original["quality"][metric]
+            told.append(f"{value:.2f}" if row is original else f"{value:.2f} ({value / before - 1:+.1%})")
         divergences = [value for key, value in row["quality"].items() if key.startswith("kl_divergence")]
         told.append(" / ".join(f"{value:.3f}" for value in divergences))
         told += [at.get((phase, 128), "") for phase in ("prefill", "decode")]
@@ -181,14 +180,16 @@ def of_decoders(found: dict[str, Any]) -> str:
 
 def of_contexts(found: dict[str, Any]) -> str:
     """Milliseconds by length of context, a column for each."""
-    times = {name: one["points"] for name, one in found["times"].items() if name != "environment"}
-    columns = sorted({(point["phase"], point["tokens"]) for points in times.values() for point in points}, reverse=True)
-    columns.sort(key=lambda column: (column[0] == "decode", column[1]))
-    body = []
-    for name, points in times.items():
-        at = {(point["phase"], point["tokens"]): f"{point['ms']:.1f}" for point in points}
-        body.append([name, *(at.get(column, "") for column in columns)])
+    times = {name: milliseconds(one["points"]) for name, one in found["times"].items() if name != "environment"}
+    known = {column for at in times.values() for column in at}
+    columns = sorted(known, key=lambda column: (column[0] == "decode", column[1]))
+    body = [[name, *(at.get(column, "") for column in columns)] for name, at in times.items()]
     return markdown(["", *(f"{phase} {tokens}" for phase, tokens in columns)], body)
+
+
+def milliseconds(points: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
+    """By phase and length of context."""
+    return {(point["phase"], point["tokens"]): f"{point['ms']:.1f}" for point in points}
 
 
 def of_sparsity(rows: list[dict[str, Any]]) -> str:

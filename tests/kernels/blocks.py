@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx.onnx_pb import ModelProto
 
+from optimum_slim.kernels.blocked import packed
 from optimum_slim.kernels.model import blocked_model
 
 
@@ -20,9 +21,8 @@ class Blocks:
 
     def model(self, functions: bool = True) -> ModelProto:
         outputs, blocks = self.scales.shape
-        values = packed(self.integers) if self.bits == 4 else self.integers
-        zero_points = packed(self.zero_points) if self.zero_points is not None else None
-        stored = values.reshape(outputs, blocks, -1)
+        stored = packed(self.integers, self.bits).reshape(outputs, blocks, -1)
+        zero_points = packed(self.zero_points, self.bits) if self.zero_points is not None else None
         return blocked_model(stored, self.scales.reshape(-1), zero_points, self.bits, functions)
 
     def product(self, x: np.ndarray) -> np.ndarray:
@@ -37,11 +37,6 @@ class Blocks:
         for block in range(blocks):
             y += (sums[block] * (largest[:, block, None] / np.float32(127))) * self.scales[:, block]
         return y
-
-
-def packed(integers: np.ndarray) -> np.ndarray:
-    even = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2)))
-    return even[:, ::2] | even[:, 1::2] << 4
 
 
 def random_blocks(n: int, k: int, bits: int, block: int, asymmetric: bool = False, seed: int = 0) -> Blocks:

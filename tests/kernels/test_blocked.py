@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,8 +90,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("change", MALFORMED)
 def test_a_node_that_breaks_the_format_is_an_error_that_says_why(change):
-    model = onnx.ModelProto()
-    model.CopyFrom(random_blocks(10, 64, 4, 32, True).model(functions=False))
+    model = random_blocks(10, 64, 4, 32, True).model(functions=False)
     apply, message = MALFORMED[change]
     apply(model)
     with pytest.raises(Exception, match=f"SlimMatMulNBits: .*{message}"):
