@@ -10,13 +10,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from onnx import helper
 from onnxscript.rewriter.pattern import ANY_VALUE, MatchResult, RewriteRuleClassBase, RewriteRuleSet, Var
 
 from optimum_slim.deploy.benchmark import feeds
-from optimum_slim.deploy.graph import drop_dead_nodes, drop_unused
+from optimum_slim.deploy.graph import add_functions, drop_dead_nodes, drop_unused, replace_node
 from optimum_slim.deploy.memory import opened
+from optimum_slim.kernels.attention import (
+    CACHED_ATTRIBUTES,
+    CACHED_INPUTS,
+    CACHED_OPSET,
+    cached_attention_function,
+    cached_attention_node,
+)
 
-OPSET = 23  # the first with Attention and RotaryEmbedding; ONNX Runtime has it since 1.23
+OPSET = CACHED_OPSET  # ONNX Runtime has it since 1.23
 CLOSE = 1e-4  # of the largest value: what rounding in another order may change
 BATCH, PADDED = 2, 2
 STEPS = (5, 1, 3)  # tokens read at once, one after the other, to prove that the answers are the same
@@ -54,6 +62,20 @@ def fuse_cached_attention(graph: onnx.ModelProto) -> int:
         return 0
     drop_dead_nodes(graph)
     drop_unused(graph)
+    return made
+
+
+def own_cached_attention(graph: onnx.ModelProto) -> int:
+    """Makes each Attention that `fuse_cached_attention` made one that our kernels run, in place; returns how many."""
+    made = 0
+    for node in [one for one in graph.graph.node if one.op_type == "Attention" and not one.domain]:
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        if set(attributes) != set(CACHED_ATTRIBUTES) or len(node.input) != len(CACHED_INPUTS) or not all(node.input):
+            continue
+        replace_node(graph, node, cached_attention_node(node.input, node.output, node.name, **attributes))
+        made += 1
+    if made:
+        add_functions(graph, [cached_attention_function()])
     return made
 
 

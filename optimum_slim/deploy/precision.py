@@ -15,7 +15,7 @@ from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
 from optimum_slim.deploy.blocks import BLOCK_BITS, WEIGHT_BLOCK, AccuracyLevel, set_level, share_blocks, write_grids
 from optimum_slim.deploy.calibration import Method, input_ranges
-from optimum_slim.deploy.decoding import fuse_cached_attention
+from optimum_slim.deploy.decoding import fuse_cached_attention, own_cached_attention
 from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
@@ -144,6 +144,7 @@ def in_blocks(
     share_blocks(quantized, {head: table for head, table in tied.items() if table not in tables})
     quantize_embeddings(quantized, {}, tables)
     set_level(quantized, accuracy_level)
+    own_cached_attention(quantized)
     save_onnx(quantized, target)
 
 
@@ -165,6 +166,7 @@ def int8_rows(
     """
     fuse_residual_norms(graph)
     fuse_attention(graph)
+    own_cached_attention(graph)
     tables = _left(graph, high)[1]
     lower(graph, patterns or {}, group_size, grids, high)
     quantize_embeddings(graph, {}, tables)

@@ -1,4 +1,6 @@
-// Softmax attention of one head after the other, in floats: nothing is laid out anew but the keys of one head.
+// Softmax attention of one head after the other, in floats. Where many queries meet the keys of a head, these are laid
+// out anew, with keys in lanes; few queries meet them where they lie. Keys that a query does not see cost nothing where
+// they come first or last, as they do in a prompt.
 #pragma once
 
 #include <algorithm>
@@ -21,144 +23,275 @@ inline Float<kLanes> splat(float value) {
   return Float<kLanes>{} + value;
 }
 
-// Queries that are answered together, so that each key and value is loaded once for all of them.
+// Queries that are answered together, and vectors of keys or values that each meets: as many as the registers hold.
 template <int kLanes>
-constexpr int kQueries = kLanes == 16 ? 4 : 2;
+constexpr int kQueries = kLanes == 16 ? 4 : kLanes == 8 ? 6 : 2;
+template <int kLanes, int kMany>
+constexpr int kVectors = kMany == 1 ? 8 : kLanes == 8 ? 2 : 4;
 
-template <int kLanes>
-struct HeadScratch {
-  int64_t padded;  // keys, rounded up to whole vectors
-  float* keys;     // [padded / lanes][size][lanes]
-  float* scores;   // [kQueries][padded]
+// Else GCC loads a vector once more for each product.
+template <class F, int kSome>
+[[gnu::always_inline]] inline void in_registers([[maybe_unused]] F (&some)[kSome]) {
+#if defined(__AVX512F__)
+  for (F& one : some) asm("" : "+v"(one));
+#elif defined(__AVX__)
+  for (F& one : some) asm("" : "+x"(one));
+#endif
+}
+
+constexpr int64_t kFewQueries = 4;  // for which laying out the keys would cost more than it gains
+
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+// What a mask adds to the score of a key that is not seen is below this, and then no power of it is left.
+constexpr float kUnseen = -1e30f;
+
+// The keys that a query sees, but for some within if it is not `solid`.
+struct Sight {
+  int64_t begin, end;
+  bool solid;
 };
 
 template <int kLanes>
-inline void pack_keys(const Attention& a, const float* key, float* to) {
-  const int64_t stride = a.heads * a.size;
-  for (int64_t first = 0; first < a.keys; first += kLanes, to += a.size * kLanes) {
-    const int64_t count = std::min<int64_t>(kLanes, a.keys - first);
-    for (int64_t i = 0; i < a.size; ++i)
-      for (int64_t lane = 0; lane < kLanes; ++lane)
-        to[i * kLanes + lane] = lane < count ? key[(first + lane) * stride + i] : 0.0f;
-  }
-}
+struct AttentionHead {
+  const Attention& a;
+  int64_t batch, number;
+  int64_t padded;  // keys, rounded up to whole vectors
+  float* packed;   // keys: [padded / lanes][size][lanes]
+  float* scores;   // [kQueries][padded]
+  float* masks;    // likewise
+  Sight* sights;   // of each query
 
-// Products of some queries with `kVectors` vectors of keys, from key `at` on.
-template <int kLanes, int kVectors>
-inline void score(const Attention& a, const float* const* queries, const HeadScratch<kLanes>& head, int64_t at) {
-  Float<kLanes> sums[kQueries<kLanes>][kVectors] = {};
-  const float* keys = head.keys + at * a.size;
-  for (int64_t i = 0; i < a.size; ++i) {
-    Float<kLanes> key[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) key[v] = load<kLanes>(keys + (v * a.size + i) * kLanes);
-#pragma GCC unroll 4
-    for (int q = 0; q < kQueries<kLanes>; ++q)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[q][v] = fused(splat<kLanes>(queries[q][i]), key[v], sums[q][v]);
+  const float* keys() const { return a.key + place(); }
+  const float* values() const { return a.value + place(); }
+  int64_t place() const {
+    return batch * a.kv_strides[0] + number / (a.heads / a.kv_heads) * a.kv_strides[1];
   }
-#pragma GCC unroll 4
-  for (int q = 0; q < kQueries<kLanes>; ++q)
-    std::memcpy(head.scores + q * head.padded + at, sums[q], sizeof sums[q]);
-}
+  int64_t mask_place(int64_t query) const {
+    return batch * a.mask_strides[0] + number * a.mask_strides[1] + query * a.mask_strides[2];
+  }
 
-// Turns one query's scores into e^(score - largest), and returns one over their sum.
-template <int kLanes>
-inline float exponentials(const Attention& a, const float* mask, int64_t padded, float* scores) {
-  using F = Float<kLanes>;
-  constexpr float kLowest = std::numeric_limits<float>::lowest();
-  const int64_t whole = a.keys / kLanes * kLanes;
-  F largest = splat<kLanes>(kLowest);
-  for (int64_t t = 0; t < whole; t += kLanes) {
-    const F value = load<kLanes>(scores + t) + load<kLanes>(mask + t);
-    std::memcpy(scores + t, &value, sizeof value);
-    largest = value > largest ? value : largest;
-  }
-  float most = kLowest;
-  for (int64_t t = whole; t < padded; ++t) {
-    scores[t] = t < a.keys ? scores[t] + mask[t] : kLowest;
-    most = std::max(most, scores[t]);
-  }
-  for (int lane = 0; lane < kLanes; ++lane) most = std::max(most, largest[lane]);
-  F sum{};
-  for (int64_t t = 0; t < padded; t += kLanes) {
-    const F value = load<kLanes>(scores + t) - most;
-    F power = exponential<kLanes>(value);
-    power = value == value ? power : value;  // NaN stays NaN
-    std::memcpy(scores + t, &power, sizeof power);
-    sum += power;
-  }
-  float total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
-  return 1.0f / total;
-}
-
-// Adds up `kVectors` vectors of the values, weighted by the powers of some queries, of which `count` are real.
-template <int kLanes, int kVectors>
-inline void weigh(const Attention& a, const float* value, const HeadScratch<kLanes>& head, const float* inverse,
-                  int64_t count, float* output) {
-  const int64_t stride = a.heads * a.size;
-  Float<kLanes> sums[kQueries<kLanes>][kVectors] = {};
-  for (int64_t t = 0; t < a.keys; ++t) {
-    Float<kLanes> row[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) row[v] = load<kLanes>(value + t * stride + v * kLanes);
-#pragma GCC unroll 4
-    for (int q = 0; q < kQueries<kLanes>; ++q)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sums[q][v] = fused(splat<kLanes>(head.scores[q * head.padded + t]), row[v], sums[q][v]);
-  }
-  for (int q = 0; q < count; ++q)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const Float<kLanes> result = sums[q][v] * inverse[q];
-      std::memcpy(output + q * stride + v * kLanes, &result, sizeof result);
+  // Where a query sees nothing, all keys are alike.
+  void look() const {
+    for (int64_t query = 0; query < a.queries; ++query) {
+      const int64_t at = mask_place(query);
+      const auto sees = [&](int64_t t) { return a.mask ? !(a.mask[at + t] < kUnseen) : a.seen[at + t] != 0; };
+      Sight sight{0, a.keys, true};
+      while (sight.end > 0 && !sees(sight.end - 1)) --sight.end;
+      if (!sight.end) {
+        sights[query] = {0, a.keys, false};
+        continue;
+      }
+      while (!sees(sight.begin)) ++sight.begin;
+      int64_t others = 0;
+      if (a.mask)
+        for (int64_t t = sight.begin; t < sight.end; ++t) others += a.mask[at + t] != 0;
+      else
+        for (int64_t t = sight.begin; t < sight.end; ++t) others += a.seen[at + t] == 0;
+      sight.solid = !others;
+      sights[query] = sight;
     }
-}
-
-// The last values of a head whose size is no whole number of vectors.
-template <int kLanes>
-inline void weigh_one(const Attention& a, const float* value, const HeadScratch<kLanes>& head, const float* inverse,
-                      int64_t count, float* output) {
-  const int64_t stride = a.heads * a.size;
-  for (int64_t q = 0; q < count; ++q) {
-    float sum = 0;
-    for (int64_t t = 0; t < a.keys; ++t) sum += head.scores[q * head.padded + t] * value[t * stride];
-    output[q * stride] = sum * inverse[q];
   }
-}
+
+  // What is added to the scores of a query, by key; null where that is nothing.
+  const float* mask_of(int64_t query, float* own) const {
+    const Sight& sight = sights[query];
+    if (sight.solid) return nullptr;
+    const int64_t at = mask_place(query);
+    if (a.mask) return a.mask + at;
+    for (int64_t t = sight.begin; t < sight.end; ++t) own[t] = a.seen[at + t] ? 0.0f : kLowest;
+    return own;
+  }
+
+  void pack_keys() const {
+    const float* key = keys();
+    float* to = packed;
+    for (int64_t first = 0; first < a.keys; first += kLanes, to += a.size * kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, a.keys - first);
+      for (int64_t i = 0; i < a.size; ++i)
+        for (int64_t lane = 0; lane < kLanes; ++lane)
+          to[i * kLanes + lane] = lane < count ? key[(first + lane) * a.kv_strides[2] + i] : 0.0f;
+    }
+  }
+
+  // Products of some queries with some vectors of keys, from key `at` on.
+  template <int kMany, int kSome>
+  void score(const float* const* queries, int64_t at) const {
+    Float<kLanes> sums[kMany][kSome] = {};
+    const float* from = packed + at * a.size;
+    for (int64_t i = 0; i < a.size; ++i) {
+      Float<kLanes> some[kSome];
+#pragma GCC unroll 8
+      for (int v = 0; v < kSome; ++v) some[v] = load<kLanes>(from + (v * a.size + i) * kLanes);
+      in_registers(some);
+#pragma GCC unroll 8
+      for (int q = 0; q < kMany; ++q)
+#pragma GCC unroll 8
+        for (int v = 0; v < kSome; ++v) sums[q][v] = fused(splat<kLanes>(queries[q][i]), some[v], sums[q][v]);
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kMany; ++q)
+#pragma GCC unroll 8
+      for (int v = 0; v < kSome; ++v) std::memcpy(scores + q * padded + at + v * kLanes, &sums[q][v], sizeof sums[q][v]);
+  }
+
+  // Products of a query with some keys, where they lie.
+  void score_in_place(const float* query, int64_t begin, int64_t end) const {
+    const int64_t whole = a.size / kLanes * kLanes;
+    const float* key = keys() + begin * a.kv_strides[2];
+    for (int64_t t = begin; t < end; ++t, key += a.kv_strides[2]) {
+      Float<kLanes> sums[2] = {};
+      int64_t i = 0;
+      for (; i + 2 * kLanes <= whole; i += 2 * kLanes)
+        for (int j = 0; j < 2; ++j)
+          sums[j] = fused(load<kLanes>(query + i + j * kLanes), load<kLanes>(key + i + j * kLanes), sums[j]);
+      for (; i < whole; i += kLanes) sums[0] = fused(load<kLanes>(query + i), load<kLanes>(key + i), sums[0]);
+      float sum = total(sums[0] + sums[1]);
+      for (; i < a.size; ++i) sum += query[i] * key[i];
+      scores[t] = sum;
+    }
+  }
+
+  static float total(Float<kLanes> values) {
+    float halves[kLanes];
+    std::memcpy(halves, &values, sizeof halves);
+#pragma GCC unroll 8
+    for (int count = kLanes / 2; count; count /= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < count; ++i) halves[i] += halves[i + count];
+    return halves[0];
+  }
+
+  // Turns one query's scores from `begin` to `end`, which are whole vectors, into e^(score - largest), 0 where it does
+  // not see, and returns one over their sum.
+  float exponentials(const Sight& sight, const float* mask, int64_t begin, int64_t end, float* own) const {
+    using F = Float<kLanes>;
+    F largest = splat<kLanes>(kLowest);
+    const F scale = splat<kLanes>(a.scale);
+    for (int64_t t = begin; t < end; t += kLanes) {
+      F value = load<kLanes>(own + t) * scale;
+      if (t >= sight.begin && t + kLanes <= sight.end) {
+        if (mask) value += load<kLanes>(mask + t);
+      } else {
+        if (mask)  // a whole vector of it might not be there
+          for (int lane = 0; lane < kLanes; ++lane)
+            if (t + lane >= sight.begin && t + lane < sight.end) value[lane] += mask[t + lane];
+        value = within(sight, t) ? value : splat<kLanes>(kLowest);
+      }
+      std::memcpy(own + t, &value, sizeof value);
+      largest = value > largest ? value : largest;
+    }
+    float most = kLowest;
+    for (int lane = 0; lane < kLanes; ++lane) most = std::max(most, largest[lane]);
+    F sum{};
+    for (int64_t t = begin; t < end; t += kLanes) {
+      const F value = load<kLanes>(own + t) - most;
+      F power = exponential<kLanes>(value);
+      power = value == value ? power : value;  // NaN stays NaN
+      if (t < sight.begin || t + kLanes > sight.end)  // all are alike where nothing is seen, but not these
+        power = within(sight, t) ? power : F{};
+      std::memcpy(own + t, &power, sizeof power);
+      sum += power;
+    }
+    return 1.0f / total(sum);
+  }
+
+  // Which keys of the vector at `t` are between the first and the last that is seen.
+  static Int<kLanes> within(const Sight& sight, int64_t t) {
+    Int<kLanes> lanes;
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
+    return (lanes >= static_cast<int32_t>(sight.begin - t)) & (lanes < static_cast<int32_t>(sight.end - t));
+  }
+
+  // Adds up some vectors of the values, weighted by the powers of some queries.
+  template <int kMany, int kSome>
+  void weigh(const float* value, int64_t begin, int64_t end, const float* inverse, int64_t count, float* output) const {
+    Float<kLanes> sums[kMany][kSome] = {};
+    const float* from = value + begin * a.kv_strides[2];
+    for (int64_t t = begin; t < end; ++t, from += a.kv_strides[2]) {
+      Float<kLanes> some[kSome];
+#pragma GCC unroll 8
+      for (int v = 0; v < kSome; ++v) some[v] = load<kLanes>(from + v * kLanes);
+      in_registers(some);
+#pragma GCC unroll 8
+      for (int q = 0; q < kMany; ++q)
+#pragma GCC unroll 8
+        for (int v = 0; v < kSome; ++v)
+          sums[q][v] = fused(splat<kLanes>(scores[q * padded + t]), some[v], sums[q][v]);
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < kMany; ++q)
+#pragma GCC unroll 8
+      for (int v = 0; v < kSome; ++v) {
+        const Float<kLanes> result = sums[q][v] * inverse[q];
+        if (q < count) std::memcpy(output + q * a.heads * a.size + v * kLanes, &result, sizeof result);
+      }
+  }
+
+  // The last values of a head whose size is no whole number of vectors.
+  void weigh_one(const float* value, int64_t begin, int64_t end, const float* inverse, int64_t count,
+                 float* output) const {
+    for (int64_t q = 0; q < count; ++q) {
+      float sum = 0;
+      for (int64_t t = begin; t < end; ++t) sum += scores[q * padded + t] * value[t * a.kv_strides[2]];
+      output[q * a.heads * a.size] = sum * inverse[q];
+    }
+  }
+
+  // Answers `count` queries, of which there are kMany unless they are the last.
+  template <int kMany, bool kPacked>
+  void answer(int64_t first, int64_t count) const {
+    constexpr int kWidest = kVectors<kLanes, kMany>;
+    const int64_t row = (batch * a.queries + first) * a.heads * a.size + number * a.size;
+    const float* some[kMany];
+    int64_t begin = a.keys, end = 0;
+    for (int q = 0; q < kMany; ++q) {
+      const int64_t query = std::min<int64_t>(q, count - 1);
+      some[q] = a.query + row + query * a.heads * a.size;
+      begin = std::min(begin, sights[first + query].begin / kLanes * kLanes);
+      end = std::max(end, sights[first + query].end);
+    }
+    const int64_t whole = round_up(end, kLanes);
+    if constexpr (kPacked) {
+      int64_t t = begin;
+      for (; t + kWidest * kLanes <= whole; t += kWidest * kLanes) score<kMany, kWidest>(some, t);
+      for (; t < whole; t += kLanes) score<kMany, 1>(some, t);
+    } else {
+      score_in_place(some[0], begin, end);
+    }
+    float inverse[kMany];
+    for (int q = 0; q < kMany; ++q) {
+      const int64_t query = first + std::min<int64_t>(q, count - 1);
+      inverse[q] = exponentials(sights[query], mask_of(query, masks + q * padded), begin, whole, scores + q * padded);
+    }
+    const float* value = values();
+    float* to = a.output + row;
+    int64_t i = 0;
+    for (; i + kWidest * kLanes <= a.size; i += kWidest * kLanes)
+      weigh<kMany, kWidest>(value + i, begin, end, inverse, count, to + i);
+    for (; i + kLanes <= a.size; i += kLanes) weigh<kMany, 1>(value + i, begin, end, inverse, count, to + i);
+    for (; i < a.size; ++i) weigh_one(value + i, begin, end, inverse, count, to + i);
+  }
+};
 
 template <int kLanes>
 void attend(const Attention& a, Range heads, float* scratch) {
   constexpr int kMany = kQueries<kLanes>;
-  const int64_t stride = a.heads * a.size, padded = round_up(a.keys, kLanes);
-  const HeadScratch<kLanes> head{padded, scratch, scratch + padded * a.size};
+  const int64_t padded = round_up(a.keys, kLanes);
+  float* const masks = scratch + padded * (a.size + kMany);
+  AttentionHead<kLanes> head{a,     0, 0, padded, scratch, scratch + padded * a.size,
+                             masks, reinterpret_cast<Sight*>(masks + padded * kMany)};
+  const float* packed = nullptr;
   for (int64_t at = heads.begin; at < heads.end; ++at) {
-    const int64_t batch = at / a.heads, number = at % a.heads, place = number * a.size;
-    const float* query = a.query + batch * a.queries * stride + place;
-    const float* value = a.value + batch * a.keys * stride + place;
-    const float* mask = a.mask + batch * a.mask_strides[0] + number * a.mask_strides[1];
-    float* output = a.output + batch * a.queries * stride + place;
-    pack_keys<kLanes>(a, a.key + batch * a.keys * stride + place, head.keys);
-    for (int64_t first = 0; first < a.queries; first += kMany) {
-      const int64_t count = std::min<int64_t>(kMany, a.queries - first);
-      const float* some[kMany];
-      for (int q = 0; q < kMany; ++q) some[q] = query + (first + std::min<int64_t>(q, count - 1)) * stride;
-      int64_t t = 0;
-      for (; t + 4 * kLanes <= padded; t += 4 * kLanes) score<kLanes, 4>(a, some, head, t);
-      for (; t < padded; t += kLanes) score<kLanes, 1>(a, some, head, t);
-      float inverse[kMany];
-      for (int q = 0; q < kMany; ++q)
-        inverse[q] = exponentials<kLanes>(a, mask + (first + std::min<int64_t>(q, count - 1)) * a.mask_strides[2],
-                                          padded, head.scores + q * padded);
-      int64_t i = 0;
-      float* to = output + first * stride;
-      for (; i + 4 * kLanes <= a.size; i += 4 * kLanes) weigh<kLanes, 4>(a, value + i, head, inverse, count, to + i);
-      for (; i + 2 * kLanes <= a.size; i += 2 * kLanes) weigh<kLanes, 2>(a, value + i, head, inverse, count, to + i);
-      for (; i + kLanes <= a.size; i += kLanes) weigh<kLanes, 1>(a, value + i, head, inverse, count, to + i);
-      for (; i < a.size; ++i) weigh_one<kLanes>(a, value + i, head, inverse, count, to + i);
+    head.batch = at / a.heads, head.number = at % a.heads;
+    if (at == heads.begin || !head.number || a.mask_strides[1]) head.look();
+    if (a.queries < kFewQueries) {
+      for (int64_t query = 0; query < a.queries; ++query) head.template answer<1, false>(query, 1);
+      continue;
     }
+    if (head.keys() != packed) head.pack_keys();
+    packed = head.keys();
+    for (int64_t first = 0; first < a.queries; first += kMany)
+      head.template answer<kMany, true>(first, std::min<int64_t>(kMany, a.queries - first));
   }
 }
 

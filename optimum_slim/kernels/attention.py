@@ -1,17 +1,28 @@
-"""SlimAttention's node, and its model-local function of stock operators."""
+"""The nodes of SlimAttention and SlimCachedAttention, and their model-local functions of stock operators."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from onnx import helper
-from onnx.onnx_pb import FunctionProto, NodeProto
+from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto
 
 from optimum_slim.kernels.function import DOMAIN, VERSION, Body
 
 ATTENTION = "SlimAttention"
 INPUTS = ["query", "key", "value", "mask"]
+
+CACHED_ATTENTION = "SlimCachedAttention"
+CACHED_INPUTS = [*INPUTS, "past_key", "past_value"]
+CACHED_OUTPUTS = ["y", "present_key", "present_value"]
+CACHED_ATTRIBUTES = {
+    "q_num_heads": AttributeProto.INT,
+    "kv_num_heads": AttributeProto.INT,
+    "scale": AttributeProto.FLOAT,
+}
+CACHED_OPSET = 23  # of ONNX, the first with Attention and RotaryEmbedding
 
 
 def attention_node(inputs: Sequence[str], output: str, heads: int, name: str = "") -> NodeProto:
@@ -34,3 +45,22 @@ def attention_function(opset: int = 18) -> FunctionProto:
     body.add("Reshape", mixed, body.add("Concat", copied, rest, axis=0), output="y")
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(DOMAIN, ATTENTION, INPUTS, ["y"], body.nodes, imports, ["heads"])
+
+
+def cached_attention_node(
+    inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
+) -> NodeProto:
+    """A node; its inputs and outputs are the names of `CACHED_INPUTS` and `CACHED_OUTPUTS`; its `CACHED_ATTRIBUTES`."""
+    return helper.make_node(CACHED_ATTENTION, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
+
+
+def cached_attention_function() -> FunctionProto:
+    """Its function: ONNX's own Attention."""
+    node = helper.make_node("Attention", CACHED_INPUTS, CACHED_OUTPUTS)
+    node.attribute.extend(
+        AttributeProto(name=name, ref_attr_name=name, type=kind) for name, kind in CACHED_ATTRIBUTES.items()
+    )
+    imports = [helper.make_opsetid("", CACHED_OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_function(
+        DOMAIN, CACHED_ATTENTION, CACHED_INPUTS, CACHED_OUTPUTS, [node], imports, list(CACHED_ATTRIBUTES)
+    )

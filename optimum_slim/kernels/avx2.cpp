@@ -9,7 +9,6 @@
 #include "nibbles.h"
 #include "norm.h"
 #include "pairs.h"
-#include "quantize.h"
 
 namespace slim {
 namespace {
@@ -72,10 +71,11 @@ struct ShortDot {
   }
   static Short add(Short sums, const Weights& weights, const uint8_t* quad) {
     const __m256i a = broadcast_quad(quad);
-    for (int i = 0; i < 2; ++i) {
-      sums.half[i] = _mm256_add_epi16(sums.half[i], _mm256_maddubs_epi16(weights.half[i], a));
-      asm("" : "+x"(sums.half[i]));  // else GCC adds in another order, for which it lacks registers
-    }
+    __m256i low = _mm256_maddubs_epi16(weights.half[0], a), high = _mm256_maddubs_epi16(weights.half[1], a);
+    // Both products come before both sums: in turns, they would get into each other's way.
+    asm("" : "+x"(low), "+x"(high));
+    sums = {{_mm256_add_epi16(sums.half[0], low), _mm256_add_epi16(sums.half[1], high)}};
+    asm("" : "+x"(sums.half[0]), "+x"(sums.half[1]));  // else GCC adds in another order, for which it lacks registers
     return sums;
   }
   static Avx2::Sums widened(Avx2::Sums sums, Short more) {
@@ -94,7 +94,7 @@ const Products kAvx2{"avx2",
                      true,
                      kYmmLookUp,
                      kAvx2Limits,
-                     quantize_rows<Plainly>,
+                     quantize_rows<ByYmm>,
                      Avx2::pack_tile,
                      dense<Avx2>,
                      nibbles<Avx2, ShortDot>,

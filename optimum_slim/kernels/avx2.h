@@ -4,9 +4,11 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "layouts.h"
+#include "quantize.h"
 
 namespace slim {
 namespace {
@@ -44,6 +46,47 @@ inline void transpose8(__m256i (&r)[8]) {
     r[4 + i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x31);
   }
 }
+
+// As Plainly, 32 values at a time.
+struct ByYmm {
+  static int32_t largest_magnitude(const float* x, int64_t count) {
+    __m256i largest[4] = {};
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        largest[j] = _mm256_max_epi32(largest[j], _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i + 8 * j)),
+                                                                   _mm256_set1_epi32(0x7fffffff)));
+    const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(largest[0], largest[1]),
+                                           _mm256_max_epi32(largest[2], largest[3]));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return std::max(_mm_cvtsi128_si32(four), Plainly::largest_magnitude(x + i, count - i));
+  }
+
+  static int32_t quantize_values(const float* x, int64_t count, float inverse, int offset, uint8_t* values) {
+    // Packing works within 128-bit lanes and leaves the fours of values in another order.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i offsets = _mm256_set1_epi8(static_cast<char>(offset)), ones = _mm256_set1_epi16(1);
+    __m256i total = _mm256_setzero_si256();
+    int64_t i = 0;
+    for (; i + 32 <= count; i += 32) {
+      __m256i q[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j)
+        q[j] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * j), _mm256_set1_ps(inverse)));
+      const __m256i low = _mm256_packs_epi32(q[0], q[1]), high = _mm256_packs_epi32(q[2], q[3]);
+      total = _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_add_epi16(low, high), ones));
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi8(bytes, offsets));
+    }
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return _mm_cvtsi128_si32(four) + Plainly::quantize_values(x + i, count - i, inverse, offset, values + i);
+  }
+};
 
 template <class Dot>
 struct Ymm {

@@ -8,7 +8,6 @@
 #include "lookups.h"
 #include "nibbles.h"
 #include "norm.h"
-#include "quantize.h"
 
 namespace slim {
 namespace {
@@ -39,7 +38,7 @@ const Products kAvxVnni{"avxvnni",
                         false,
                         kYmmLookUp,
                         kVnniLimits,
-                        quantize_rows<Plainly>,
+                        quantize_rows<ByYmm>,
                         AvxVnni::pack_tile,
                         dense<AvxVnni>,
                         nibbles<AvxVnni>,

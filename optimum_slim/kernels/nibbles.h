@@ -88,15 +88,18 @@ struct Nibbles {
     int64_t row = rows.begin;
     for (; row + kRows <= rows.end; row += kRows, totals += kRows) {
       if (weights.group_quads % kLongestShort)
-        add_rows<kRows, kLongestShort / 2, kPacked>(row, panel, groups, from, totals);
+        add_rows<kRows, kLongestShort / 2, false, kPacked>(row, panel, groups, from, totals);
+      else if (weights.group_quads == kLongestShort)
+        add_rows<kRows, kLongestShort, true, kPacked>(row, panel, groups, from, totals);
       else
-        add_rows<kRows, kLongestShort, kPacked>(row, panel, groups, from, totals);
+        add_rows<kRows, kLongestShort, false, kPacked>(row, panel, groups, from, totals);
     }
     if constexpr (kRows > 1)
       if (row < rows.end) add_groups<kRows / 2, kPacked>({row, rows.end}, panel, groups, from, totals);
   }
 
-  template <int kRows, int kStep, bool kPacked>
+  // kStep quads are added up at once, which are all of a group if kWhole.
+  template <int kRows, int kStep, bool kWhole, bool kPacked>
   void add_rows(int64_t row, int64_t panel, Range groups, const uint8_t* from, Totals* totals) const {
     Totals own[kRows];
     std::memcpy(own, totals, sizeof own);
@@ -110,11 +113,12 @@ struct Nibbles {
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) sums[r] = Dot::widened(start(place, x.sums[(row + r) * all + g]), some[r]);
       from += kStep * (kPacked ? 32 : 64);
-      for (int64_t quad = kStep; quad < quads; quad += kStep, from += kStep * (kPacked ? 32 : 64)) {
-        add_quads<kRows, kStep, kPacked>(from, values + quad * 4, some);
+      if constexpr (!kWhole)
+        for (int64_t quad = kStep; quad < quads; quad += kStep, from += kStep * (kPacked ? 32 : 64)) {
+          add_quads<kRows, kStep, kPacked>(from, values + quad * 4, some);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sums[r] = Dot::widened(sums[r], some[r]);
-      }
+          for (int r = 0; r < kRows; ++r) sums[r] = Dot::widened(sums[r], some[r]);
+        }
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
         add_scaled<kLanes>(sums[r], x.scales[(row + r) * all + g], &epilogue.scale[place], own[r]);

@@ -32,40 +32,43 @@ ort::Status guarded(ort::Api api, const char* name, Body&& body) noexcept {
   return status(ort::kFail, "optimum-slim's kernel: unknown error");
 }
 
-// A float tensor of one call.
-struct FloatInput {
+// A tensor of one call.
+template <class T>
+struct Input {
   std::vector<int64_t> shape;
-  const float* data;
+  const T* data;
 };
+using FloatInput = Input<float>;
 
-inline FloatInput float_input(ort::Api api, ort::Handle context, size_t index, const char* name) {
+template <class T>
+Input<T> input(ort::Api api, ort::Handle context, size_t index, const char* name) {
   ort::ConstHandle value = nullptr;
   check(api, ort::kKernelContextGetInput, static_cast<ort::ConstHandle>(context), index, &value);
   if (!value) throw ModelError(std::string("input ") + name + " is missing");
   void* data = nullptr;
   check(api, ort::kGetTensorMutableData, value, &data);
-  return {shape_of(api, value), static_cast<const float*>(data)};
+  return {shape_of(api, value), static_cast<const T*>(data)};
 }
 
 template <size_t kCount>
 std::array<FloatInput, kCount> float_inputs(ort::Api api, ort::Handle context,
                                             const std::array<const char*, kCount>& names) {
   std::array<FloatInput, kCount> inputs;
-  for (size_t i = 0; i < kCount; ++i) inputs[i] = float_input(api, context, i, names[i]);
+  for (size_t i = 0; i < kCount; ++i) inputs[i] = input<float>(api, context, i, names[i]);
   return inputs;
 }
 
-// The memory of the only output.
-inline float* float_output(ort::Api api, ort::Handle context, const std::vector<int64_t>& shape) {
+// The memory of an output.
+inline float* float_output(ort::Api api, ort::Handle context, const std::vector<int64_t>& shape, size_t index = 0) {
   ort::Handle value = nullptr;
   void* data = nullptr;
-  check(api, ort::kKernelContextGetOutput, context, size_t{0}, static_cast<const int64_t*>(shape.data()), shape.size(),
+  check(api, ort::kKernelContextGetOutput, context, index, static_cast<const int64_t*>(shape.data()), shape.size(),
         &value);
   check(api, ort::kGetTensorMutableData, value, &data);
   return static_cast<float*>(data);
 }
 
-// An operator of required inputs, floats unless its owner says else, and one float output, all in CPU memory. Its name,
+// An operator of required inputs and one output, all floats in CPU memory unless its owner says else. Its name,
 // its number of inputs and its functions are still missing.
 template <class Kernel>
 ort::CustomOp float_operator() {
@@ -85,8 +88,8 @@ ort::CustomOp float_operator() {
   return one;
 }
 
-// The whole operator of a kernel whose inputs are all floats. Kernel has kName, kInputs, its api, `made(api, info)`, which
-// reads its attributes, and `run(context)`.
+// The whole operator of a kernel. Kernel has kName, kInputs, its api, `made(api, info)`, which reads its attributes, and
+// `run(context)`. Its inputs are floats, and so is its only output, unless its owner says else.
 template <class Kernel>
 const ort::CustomOp* operator_of() {
   static const ort::CustomOp op = [] {

@@ -67,7 +67,7 @@ enum AttributeType : int { kIntAttribute = 1 };
 
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
-enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3 };
+enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kBool = 9 };
 
 // The layout of OrtCustomOp in version 17.
 struct CustomOp {

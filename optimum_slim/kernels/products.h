@@ -13,13 +13,26 @@ struct Range {
   int64_t end;
 };
 
-// One call of SlimAttention. Rows of query, key, value and output are [heads][size]; a stride of 0 repeats the mask.
+// One call of SlimAttention or SlimCachedAttention. Rows of query and output are [heads][size]; those of key and value
+// lie as their strides say, and several heads of queries may share one of theirs. A stride of 0 repeats the mask, which
+// is added to the scores, or tells which keys are seen.
 struct Attention {
-  int64_t batch, queries, keys, heads, size;
-  const float *query, *key, *value, *mask;
+  int64_t batch, queries, keys, heads, kv_heads, size;
+  float scale;  // of the scores
+  const float *query, *key, *value;
+  const float* mask;    // null where there is..
+  const uint8_t* seen;  // ..this one
   float* output;
+  int64_t kv_strides[3];    // of batch, head and key
   int64_t mask_strides[3];  // of batch, head and query
 };
+
+// The floats that `attend` needs for a task.
+constexpr int64_t kMostLanes = 16, kMostQueries = 6;
+inline int64_t attention_scratch(const Attention& a) {
+  const int64_t padded = round_up(a.keys, kMostLanes);
+  return padded * (a.size + 2 * kMostQueries) + round_up(6 * a.queries, kMostLanes);
+}
 
 // One call of SlimResidualNorm; rows have `size` values.
 struct Norm {
@@ -68,7 +81,7 @@ struct Products {
   void (*blocks)(const BlockWeights&, const Epilogue&, const RowTiles&, int64_t tile, int64_t rows, Range panels,
                  float* y);
 
-  // Heads are counted over the batch. Scratch: keys, rounded up to 16, times (size + 4) floats.
+  // Heads are counted over the batch.
   void (*attend)(const Attention&, Range heads, float* scratch);
   void (*residual_norm)(const Norm&, Range rows);
 

@@ -60,6 +60,13 @@ int64_t Node::integer(const char* attribute, int64_t least, int64_t most) const 
   return value;
 }
 
+float Node::real(const char* attribute) const {
+  float value = 0;
+  if (!succeeded(api_, ort::call(api_, ort::kKernelInfoGetAttributeFloat, info_, attribute, &value)))
+    fail(std::string("attribute ") + attribute, "missing or no float", "a float");
+  return value;
+}
+
 std::string Node::text(const char* attribute, const char* expected) const {
   std::array<char, kLongestText> text{};
   size_t size = text.size();

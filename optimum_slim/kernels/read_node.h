@@ -37,6 +37,7 @@ class Node {
 
   size_t input_count() const;
   int64_t integer(const char* attribute, int64_t least, int64_t most) const;
+  float real(const char* attribute) const;
   std::string text(const char* attribute, const char* expected) const;
 
   // Of an initializer.

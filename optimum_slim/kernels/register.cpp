@@ -48,7 +48,7 @@ ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info,
 }
 
 void compute_rows(const Kernel& kernel, ort::Handle context) {
-  auto [shape, x] = float_input(kernel.api, context, 0, "x");
+  auto [shape, x] = input<float>(kernel.api, context, 0, "x");
   if (shape.empty()) throw ModelError("input x has no dimensions, expected at least one");
   if (shape.back() != kernel.linear.inputs())
     throw ModelError("the last dimension of input x is " + std::to_string(shape.back()) + ", expected K, which is " +
@@ -168,7 +168,7 @@ ort::Handle shared_domain(ort::Api api) {
     check(api, ort::kCreateCustomOpDomain, kDomain, &made);
     for (const Operator& one : operators())
       check(api, ort::kCustomOpDomainAdd, made, static_cast<const ort::CustomOp*>(&one));
-    for (const ort::CustomOp* one : {attention_operator(), residual_norm_operator()})
+    for (const ort::CustomOp* one : {attention_operator(), cached_attention_operator(), residual_norm_operator()})
       check(api, ort::kCustomOpDomainAdd, made, one);
     return made;
   }();

@@ -1,7 +1,9 @@
-// SlimAttention: shapes are checked each time, as nothing of it is known before.
+// SlimAttention and SlimCachedAttention: shapes are checked each time, as nothing is known of them before.
 #include "slim_attention.h"
 
 #include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "dispatch.h"
 #include "memory.h"
@@ -17,28 +19,18 @@ constexpr int64_t kMostHeads = 65536;
 constexpr int64_t kWorthSplitting = 4000000;
 constexpr int64_t kMostTasks = 16;
 
-struct Kernel {
-  static constexpr const char* kName = "SlimAttention";
-  static constexpr std::array<const char*, 4> kInputs{"query", "key", "value", "mask"};
-
-  ort::Api api;
-  int64_t heads;
-  const Products* products;
-
-  static Kernel made(ort::Api api, ort::ConstHandle info);
-  void run(ort::Handle context) const;
-};
-
 [[noreturn]] void fail(const std::string& what, const std::string& expected) {
   throw ModelError(what + ", expected " + expected);
 }
 
-Kernel Kernel::made(ort::Api api, ort::ConstHandle info) {
-  return {api, Node(api, info).integer("heads", 1, kMostHeads), &choose_products()};
+void check_rank(const Shape& shape, size_t rank, const char* name, const char* expected) {
+  if (shape.size() != rank) fail(std::string("input ") + name + " has another rank", expected);
 }
 
-// A size of the mask is that of the whole tensor, or 1, which holds for all.
+// Needs the sizes. A size of the mask is that of the whole tensor, or 1, which holds for all.
 void set_mask_strides(Attention& a, const Shape& mask) {
+  check_rank(mask, 4, "mask", "[batch, heads, queries, keys]");
+  if (mask[3] != a.keys) fail("the last size of input mask is " + std::to_string(mask[3]), std::to_string(a.keys));
   const std::array<int64_t, 3> sizes{a.batch, a.heads, a.queries};
   // Beside a size of 0 the others may be too large to be multiplied.
   int64_t stride = std::find(mask.begin(), mask.end(), 0) == mask.end() ? mask[3] : 0;
@@ -51,45 +43,133 @@ void set_mask_strides(Attention& a, const Shape& mask) {
   }
 }
 
-// One call without its output.
-Attention checked(int64_t heads, const std::array<FloatInput, 4>& inputs) {
-  for (size_t i = 0; i < 3; ++i)
-    if (inputs[i].shape.size() != 3)
-      fail(std::string("input ") + Kernel::kInputs[i] + " has another rank", "[batch, tokens, width]");
-  const Shape &query = inputs[0].shape, &key = inputs[1].shape, &value = inputs[2].shape, &mask = inputs[3].shape;
-  if (mask.size() != 4) fail("input mask has another rank", "[batch, heads, queries, keys]");
-  if (key != value) fail("inputs key and value have different shapes", "equal ones");
-  if (query[0] != key[0] || query[2] != key[2]) fail("inputs query and key differ in batch or width", "equal ones");
-  if (query[2] % heads) fail("the width of input query is " + std::to_string(query[2]), "a multiple of heads");
-  Attention a{};
-  a.batch = query[0], a.queries = query[1], a.keys = key[1], a.heads = heads, a.size = query[2] / heads;
-  if (mask[3] != a.keys) fail("the last size of input mask is " + std::to_string(mask[3]), std::to_string(a.keys));
-  set_mask_strides(a, mask);
-  a.query = inputs[0].data, a.key = inputs[1].data, a.value = inputs[2].data, a.mask = inputs[3].data;
-  return a;
-}
-
-void Kernel::run(ort::Handle context) const {
-  const auto inputs = float_inputs(api, context, kInputs);
-  Attention a = checked(heads, inputs);
-  a.output = float_output(api, context, inputs[0].shape);
+void run_heads(const Attention& a, const Products& products, const Parallel& parallel) {
   if (!a.batch || !a.queries || !a.size) return;
   if (!a.keys) fail("there are no keys", "one at least");
-
-  constexpr int64_t kMostLanes = 16, kMostQueries = 4;
-  const int64_t all = a.batch * a.heads, padded = round_up(a.keys, kMostLanes);
-  const int64_t work = 2 * all * a.queries * a.keys * a.size;
+  const int64_t all = a.batch * a.heads, work = 2 * all * a.queries * a.keys * a.size;
   const int64_t tasks = work < kWorthSplitting ? 1 : std::min(all, kMostTasks);
-  const int64_t floats = round_up(padded * (a.size + kMostQueries), kMostLanes);
+  const int64_t floats = attention_scratch(a);
   thread_local Scratch memory;
   float* const scratch = memory.take<float>(tasks * floats);
-  Parallel(api, context)(tasks, [&](int64_t task) {
-    products->attend(a, {all * task / tasks, all * (task + 1) / tasks}, scratch + task * floats);
+  parallel(tasks, [&](int64_t task) {
+    products.attend(a, {all * task / tasks, all * (task + 1) / tasks}, scratch + task * floats);
   });
+}
+
+struct Kernel {
+  static constexpr const char* kName = "SlimAttention";
+  static constexpr std::array<const char*, 4> kInputs{"query", "key", "value", "mask"};
+
+  ort::Api api;
+  int64_t heads;
+  const Products* products;
+
+  static Kernel made(ort::Api api, ort::ConstHandle info) {
+    return {api, Node(api, info).integer("heads", 1, kMostHeads), &choose_products()};
+  }
+  void run(ort::Handle context) const;
+};
+
+void Kernel::run(ort::Handle context) const {
+  const auto [query, key, value, mask] = float_inputs(api, context, kInputs);
+  for (const auto& [one, name] : {std::pair{&query, "query"}, std::pair{&key, "key"}, std::pair{&value, "value"}})
+    check_rank(one->shape, 3, name, "[batch, tokens, width]");
+  if (key.shape != value.shape) fail("inputs key and value have different shapes", "equal ones");
+  if (query.shape[0] != key.shape[0] || query.shape[2] != key.shape[2])
+    fail("inputs query and key differ in batch or width", "equal ones");
+  const int64_t width = query.shape[2];
+  if (width % heads) fail("the width of input query is " + std::to_string(width), "a multiple of heads");
+  Attention a{};
+  a.batch = query.shape[0], a.queries = query.shape[1], a.keys = key.shape[1];
+  a.heads = a.kv_heads = heads, a.size = width / heads, a.scale = 1;
+  set_mask_strides(a, mask.shape);
+  a.query = query.data, a.key = key.data, a.value = value.data, a.mask = mask.data;
+  a.kv_strides[0] = a.keys * width, a.kv_strides[1] = a.size, a.kv_strides[2] = width;
+  a.output = float_output(api, context, query.shape);
+  run_heads(a, *products, Parallel(api, context));
+}
+
+struct CachedKernel {
+  static constexpr const char* kName = "SlimCachedAttention";
+  static constexpr std::array<const char*, 6> kInputs{"query", "key", "value", "mask", "past_key", "past_value"};
+  static constexpr size_t kMask = 3, kOutputs = 3;
+
+  ort::Api api;
+  int64_t heads, kv_heads;
+  float scale;
+  const Products* products;
+
+  static CachedKernel made(ort::Api api, ort::ConstHandle info);
+  void run(ort::Handle context) const;
+};
+
+CachedKernel CachedKernel::made(ort::Api api, ort::ConstHandle info) {
+  const Node node(api, info);
+  const int64_t heads = node.integer("q_num_heads", 1, kMostHeads);
+  const int64_t kv_heads = node.integer("kv_num_heads", 1, kMostHeads);
+  if (heads % kv_heads) fail("attribute q_num_heads is " + std::to_string(heads), "a multiple of kv_num_heads");
+  return {api, heads, kv_heads, node.real("scale"), &choose_products()};
+}
+
+// The past of some heads and what is new: [batch, heads, tokens, size] and [batch, tokens, heads * size].
+void append(const Attention& a, const float* past, const float* added, float* to) {
+  const int64_t old = (a.keys - a.queries) * a.size;
+  if (!a.size) return;
+  for (int64_t batch = 0; batch < a.batch; ++batch)
+    for (int64_t head = 0; head < a.kv_heads; ++head) {
+      if (old) std::memcpy(to, past, old * sizeof *to);
+      past += old, to += old;
+      for (int64_t t = 0; t < a.queries; ++t, to += a.size)
+        std::memcpy(to, added + ((batch * a.queries + t) * a.kv_heads + head) * a.size, a.size * sizeof *to);
+    }
+}
+
+void CachedKernel::run(ort::Handle context) const {
+  const auto floats = [&](size_t i) { return input<float>(api, context, i, kInputs[i]); };
+  const FloatInput query = floats(0), key = floats(1), value = floats(2), past_key = floats(4), past_value = floats(5);
+  const auto seen = input<uint8_t>(api, context, kMask, kInputs[kMask]);
+  for (const auto& [one, name] : {std::pair{&query, "query"}, std::pair{&key, "key"}, std::pair{&value, "value"}})
+    check_rank(one->shape, 3, name, "[batch, tokens, width]");
+  const Shape &q = query.shape, &k = key.shape, &past = past_key.shape;
+  if (k != value.shape) fail("inputs key and value have different shapes", "equal ones");
+  if (q[0] != k[0] || q[1] != k[1]) fail("inputs query and key differ in batch or tokens", "equal ones");
+  if (q[2] % heads) fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads");
+  Attention a{};
+  a.batch = q[0], a.queries = q[1], a.heads = heads, a.kv_heads = kv_heads, a.size = q[2] / heads, a.scale = scale;
+  if (k[2] != kv_heads * a.size)
+    fail("the width of input key is " + std::to_string(k[2]), std::to_string(kv_heads * a.size));
+  check_rank(past, 4, "past_key", "[batch, heads, tokens, size]");
+  if (past != past_value.shape) fail("inputs past_key and past_value have different shapes", "equal ones");
+  if (past[0] != a.batch || past[1] != kv_heads || past[3] != a.size)
+    fail("input past_key has other sizes", "batch, kv_num_heads and the size of a head");
+  a.keys = past[2] + a.queries;
+  set_mask_strides(a, seen.shape);
+
+  a.output = float_output(api, context, q, 0);
+  const Shape cache{a.batch, kv_heads, a.keys, a.size};
+  float* const keys = float_output(api, context, cache, 1);
+  float* const values = float_output(api, context, cache, 2);
+  append(a, past_key.data, key.data, keys);
+  append(a, past_value.data, value.data, values);
+  a.query = query.data, a.key = keys, a.value = values, a.seen = seen.data;
+  a.kv_strides[0] = kv_heads * a.keys * a.size, a.kv_strides[1] = a.keys * a.size, a.kv_strides[2] = a.size;
+  run_heads(a, *products, Parallel(api, context));
 }
 
 }  // namespace
 
 const ort::CustomOp* attention_operator() { return operator_of<Kernel>(); }
+
+const ort::CustomOp* cached_attention_operator() {
+  static const ort::CustomOp op = [] {
+    ort::CustomOp one = *operator_of<CachedKernel>();
+    one.GetInputType = [](const ort::CustomOp*, size_t i) -> int {
+      return i == CachedKernel::kMask ? ort::kBool : ort::kFloat;
+    };
+    one.GetOutputTypeCount = [](const ort::CustomOp*) { return CachedKernel::kOutputs; };
+    return one;
+  }();
+  return &op;
+}
 
 }  // namespace slim

@@ -27,12 +27,8 @@ struct Kernel {
 };
 
 Kernel Kernel::made(ort::Api api, ort::ConstHandle info) {
-  float epsilon = -1;
-  if (ort::Status status = ort::call(api, ort::kKernelInfoGetAttributeFloat, info, "epsilon", &epsilon)) {
-    ort::release(api, ort::kReleaseStatus, status);
-    epsilon = -1;
-  }
-  if (!(epsilon >= 0)) throw ModelError("attribute epsilon is missing or negative, expected a float from 0 up");
+  const float epsilon = Node(api, info).real("epsilon");
+  if (!(epsilon >= 0)) fail("attribute epsilon", std::to_string(epsilon), "a float from 0 up");
   return {api, epsilon, &choose_products()};
 }
 

@@ -10,13 +10,14 @@ import torch
 
 from optimum_slim.deploy import decoding
 from optimum_slim.deploy.attention import fold_scales
-from optimum_slim.deploy.decoding import OPSET, fuse_cached_attention
+from optimum_slim.deploy.decoding import OPSET, fuse_cached_attention, own_cached_attention
 from optimum_slim.deploy.export import export
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import opset_of
 from optimum_slim.deploy.memory import opened
 from optimum_slim.deploy.precision import fp32, prepared
 from optimum_slim.deploy.verify import load_ort
+from optimum_slim.kernels.attention import CACHED_ATTENTION
 from optimum_slim.model.surgery import keep_heads, merge_kv_heads
 from optimum_slim.tasks import task_named
 from tests.tiny import GROUPED, mostly_slow, tiny, token_batches
@@ -40,13 +41,16 @@ SPECIAL = {
 
 
 def folders(model, root):
-    """The export, and the same with its attention fused."""
-    for name in ("export", "fused"):
+    """The export, and the same with its attention fused: as a stock operator, and as ours."""
+    for name in ("export", "fused", "own"):
         (root / name).mkdir()
         model.config.save_pretrained(root / name)
     export(model, task_named("auto", model.config), root / "export" / "model.onnx")
     fp32(prepared(root / "export" / "model.onnx"), root / "fused" / "model.onnx")
-    return root / "export", root / "fused"
+    graph = onnx.load(root / "fused" / "model.onnx")
+    assert own_cached_attention(graph) == 3
+    onnx.save(graph, root / "own" / "model.onnx")
+    return root / "export", root / "fused", root / "own"
 
 
 def count(folder, op_type):
@@ -107,31 +111,35 @@ def same_tokens(model, fused):
 
 
 def test_every_attention_is_one_node(pair):
-    exported, fused = pair[1]
+    exported, fused, own = pair[1]
     assert count(exported, "Softmax") == count(fused, "Attention") == 3
     assert count(fused, "RotaryEmbedding") == 6
-    assert count(fused, "Softmax") == 0
+    assert count(fused, "Softmax") == count(own, "Attention") == 0
+    assert count(own, CACHED_ATTENTION) == 3
 
 
-def test_logits_stay_the_same_with_any_padding_and_after_any_cache(pair):
-    model, (exported, fused) = pair
-    same_logits(model, exported, fused)
+@pytest.mark.parametrize("which", [1, 2], ids=["stock", "own"])
+def test_logits_stay_the_same_with_any_padding_and_after_any_cache(pair, which):
+    model, found = pair
+    same_logits(model, found[0], found[which])
 
 
-def test_the_same_tokens_are_generated_greedily_and_by_beams(pair):
-    model, (_, fused) = pair
-    same_tokens(model, fused)
+@pytest.mark.parametrize("which", [1, 2], ids=["stock", "own"])
+def test_the_same_tokens_are_generated_greedily_and_by_beams(pair, which):
+    model, found = pair
+    same_tokens(model, found[which])
 
 
-def test_special_positions_windows_and_heads_stay_what_they_are(special):
-    model, (exported, fused) = special
-    assert count(fused, "Attention") == 3
-    same_logits(model, exported, fused)
-    same_tokens(model, fused)
+@pytest.mark.parametrize("which", [1, 2], ids=["stock", "own"])
+def test_special_positions_windows_and_heads_stay_what_they_are(special, which):
+    model, found = special
+    assert count(found[1], "Attention") == 3
+    same_logits(model, found[0], found[which])
+    same_tokens(model, found[which])
 
 
 def test_contexts_far_longer_than_a_prompt_give_the_same_tokens(special):
-    model, (_, fused) = special
+    model, (_, _, fused) = special
     (batch,) = token_batches(((2, 6),), "left")
     settings = {"max_new_tokens": 60, "min_new_tokens": 60, "do_sample": False}
     assert torch.equal(loaded(model, fused).generate(**batch, **settings), model.generate(**batch, **settings))

@@ -1,12 +1,22 @@
-"""Models of one SlimAttention or SlimResidualNorm node, and inputs that fit them."""
+"""Models of one SlimAttention, SlimCachedAttention or SlimResidualNorm node, and inputs that fit them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from onnx import helper
-from onnx.onnx_pb import ModelProto, NodeProto, TensorProto
+from onnx.onnx_pb import FunctionProto, ModelProto, NodeProto, TensorProto
 
-from optimum_slim.kernels.attention import attention_function, attention_node
+from optimum_slim.kernels.attention import (
+    CACHED_INPUTS,
+    CACHED_OPSET,
+    CACHED_OUTPUTS,
+    attention_function,
+    attention_node,
+    cached_attention_function,
+    cached_attention_node,
+)
 from optimum_slim.kernels.function import DOMAIN
 from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node
 from tests.kernels.layers import random_rows
@@ -17,6 +27,12 @@ LOWEST = np.finfo(np.float32).min
 def attention_model(heads: int) -> ModelProto:
     ranks = {"query": 3, "key": 3, "value": 3, "mask": 4}
     return _model_of(attention_node(list(ranks), "y", heads), ranks)
+
+
+def cached_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
+    ranks = dict.fromkeys(CACHED_INPUTS[:3], 3) | dict.fromkeys(CACHED_INPUTS[3:], 4)
+    node = cached_attention_node(CACHED_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
+    return _model_of(node, ranks, [cached_attention_function()], CACHED_OPSET)
 
 
 def norm_model(epsilon: float = 1e-6) -> ModelProto:
@@ -32,17 +48,35 @@ def attention_inputs(batch, queries, keys, width, mask=(1, 1, 1)):
     return {"query": query, "key": key, "value": value, "mask": mask_values.astype(np.float32)}
 
 
+def cached_attention_inputs(batch, tokens, past, heads, kv_heads, size):
+    """Texts of which each is padded on its left by another count, and sees no later tokens."""
+    seen = np.tril(np.ones((batch, 1, tokens, past + tokens), bool), past)
+    for text in range(batch):
+        seen[text, ..., :text] = False
+    query = random_rows(batch, tokens, heads * size)
+    key, value = (random_rows(batch, tokens, kv_heads * size, seed=i) for i in (2, 3))
+    past_key, past_value = (random_rows(batch, kv_heads, past, size, seed=i) for i in (4, 5))
+    return dict(zip(CACHED_INPUTS, (query, key, value, seen, past_key, past_value), strict=True))
+
+
 def norm_inputs(batch, tokens, width):
     rows = {name: random_rows(batch, tokens, width, seed=i) for i, name in enumerate(("a", "b"))}
     return rows | {name: random_rows(width, seed=i + 5) for i, name in enumerate(("weight", "bias"))}
 
 
-def _model_of(node: NodeProto, ranks: dict[str, int]) -> ModelProto:
+def _model_of(
+    node: NodeProto, ranks: dict[str, int], functions: Sequence[FunctionProto] = (), opset: int = 18
+) -> ModelProto:
     inputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [f"{name}{i}" for i in range(rank)])
+        helper.make_tensor_value_info(
+            name,
+            TensorProto.BOOL if functions and name == "mask" else TensorProto.FLOAT,
+            [f"{name}{i}" for i in range(rank)],
+        )
         for name, rank in ranks.items()
     ]
-    graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    imports = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
-    functions = [attention_function(), residual_norm_function()]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output]
+    graph = helper.make_graph([node], "one", inputs, outputs)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
+    functions = functions or [attention_function(), residual_norm_function()]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=9)

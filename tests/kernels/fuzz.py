@@ -19,14 +19,14 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from optimum_slim.kernels.attention import ATTENTION
+from optimum_slim.kernels.attention import ATTENTION, CACHED_ATTENTION
 from optimum_slim.kernels.blocked import BLOCKED
 from optimum_slim.kernels.function import OPERATORS
 from optimum_slim.kernels.library import ISA_VARIABLE, register, supported_isas
 from optimum_slim.kernels.norm import RESIDUAL_NORM
 from optimum_slim.kernels.pattern import PATTERNS
 from tests.kernels.blocks import random_blocks
-from tests.kernels.floats import LOWEST, attention_model, norm_model
+from tests.kernels.floats import LOWEST, attention_model, cached_attention_model, norm_model
 from tests.kernels.layers import random_layer, slim_model
 
 INTS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 128, 65535, 65536, 65537, 1 << 24, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1)
@@ -35,7 +35,19 @@ HUGE = (1 << 30, 1 << 31, 1 << 32, 1 << 40, 1 << 62)
 MOST_VALUES = 1 << 21  # of an input
 FLOATS = (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45)
 TYPES = (np.uint8, np.int8, np.float32, np.int32, np.float16, np.float64, np.bool_)
-ATTRIBUTES = ("K", "N", "pattern", "inputs", "outputs", "bits", "group_size", "heads", "epsilon")
+ATTRIBUTES = (
+    "K",
+    "N",
+    "pattern",
+    "inputs",
+    "outputs",
+    "bits",
+    "group_size",
+    "heads",
+    "epsilon",
+    "kv_num_heads",
+    "scale",
+)
 OUTCOMES = ("refused", "failed", "ran")
 
 
@@ -133,7 +145,7 @@ def fed(rng: random.Random, case: Case, value: ValueInfoProto) -> np.ndarray:
 
 def store(rng: random.Random, case: Case, value: ValueInfoProto) -> None:
     """Makes an input an initializer."""
-    case.model.graph.initializer.append(numpy_helper.from_array(case.array(rng, value.name), value.name))
+    case.model.graph.initializer.append(numpy_helper.from_array(fed(rng, case, value), value.name))
     case.model.graph.input.remove(value)
 
 
@@ -176,6 +188,23 @@ def attention(rng: random.Random) -> Case:
     return Case(_without_functions(attention_model(heads)), sizes, axes)
 
 
+def cached_attention(rng: random.Random) -> Case:
+    kv_heads, shared, size = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), rng.randint(1, 40)
+    sizes = {"batch": rng.randint(1, 3), "tokens": rng.choice((1, 2, 3, 5, 40)), "past": rng.choice((0, 1, 7, 40))}
+    if rng.random() < 0.05:  # enough work to be split
+        sizes |= {"batch": 2, "tokens": 160}
+    if rng.random() < 0.1:
+        sizes[rng.choice(("batch", "tokens"))] = 0
+    sizes |= {"1": 1, "size": size, "heads": kv_heads * shared, "kv_heads": kv_heads}
+    sizes |= {"width": kv_heads * shared * size, "kv_width": kv_heads * size, "keys": sizes["past"] + sizes["tokens"]}
+    new, past = ["batch", "tokens", "kv_width"], ["batch", "kv_heads", "past", "size"]
+    axes = {"query": ["batch", "tokens", "width"], "key": new, "value": list(new)}
+    axes["mask"] = [rng.choice((name, "1")) for name in ("batch", "heads", "tokens")] + ["keys"]
+    axes |= {"past_key": past, "past_value": list(past)}
+    model = cached_attention_model(kv_heads * shared, kv_heads, rng.choice((0.25, 0.0, -1.0, 3e38)))
+    return Case(_without_functions(model), sizes, axes)
+
+
 def norm(rng: random.Random) -> Case:
     leading = ["batch", "tokens", "more"][: rng.choice((0, 1, 2, 2, 3))]
     sizes = {name: rng.choice((0, 1, 1, 2, 3, 17)) for name in leading} | {"width": rng.choice((0, 1, 5, 16, 33, 384))}
@@ -196,6 +225,7 @@ VALID: dict[str, Callable[[random.Random], Case]] = {
     "SlimLinear": linear,
     BLOCKED: blocked,
     ATTENTION: attention,
+    CACHED_ATTENTION: cached_attention,
     RESIDUAL_NORM: norm,
 }
 

@@ -1,11 +1,19 @@
-"""SlimAttention and SlimResidualNorm compute what their functions compute, and refuse what does not fit."""
+"""The operators of floats compute what their functions compute, and refuse what does not fit."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.kernels.floats import LOWEST, attention_inputs, attention_model, norm_inputs, norm_model
+from tests.kernels.floats import (
+    LOWEST,
+    attention_inputs,
+    attention_model,
+    cached_attention_inputs,
+    cached_attention_model,
+    norm_inputs,
+    norm_model,
+)
 from tests.kernels.layers import session
 from tests.kernels.test_numbers import each_isa  # noqa: F401
 
@@ -27,6 +35,47 @@ def test_attention_is_that_of_its_function(heads, batch, queries, keys, size, ma
     ours = session(attention_model(heads), True, threads).run(None, inputs)[0]
     stock = session(attention_model(heads), False).run(None, inputs)[0]
     np.testing.assert_allclose(ours, stock, rtol=0, atol=3e-6)
+
+
+# Heads, those of keys, batch, tokens, past tokens, size of a head.
+CACHED_ATTENTIONS = [
+    (1, 1, 1, 1, 0, 1),
+    (9, 3, 1, 128, 0, 64),
+    (9, 3, 2, 1, 37, 64),
+    (4, 4, 3, 5, 9, 20),
+    (6, 2, 2, 33, 100, 17),
+    (4, 1, 1, 3, 0, 128),
+]
+
+
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("sizes", CACHED_ATTENTIONS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cached_attention_is_that_of_its_function(sizes, threads):
+    heads, kv_heads, *rest, size = sizes
+    inputs = cached_attention_inputs(*rest, heads, kv_heads, size)
+    model = cached_attention_model(heads, kv_heads)
+    ours = session(model, True, threads).run(None, inputs)
+    stock = session(model, False).run(None, inputs)
+    np.testing.assert_allclose(ours[0], stock[0], rtol=0, atol=3e-6)
+    for our_cache, stock_cache in zip(ours[1:], stock[1:], strict=True):
+        np.testing.assert_array_equal(our_cache, stock_cache)
+
+
+@pytest.mark.usefixtures("each_isa")
+def test_a_token_has_the_same_answer_whatever_is_hidden_from_it():
+    inputs = cached_attention_inputs(2, 11, 6, 4, 2, 24)
+    inputs["mask"][1, :, 3, 5:8] = False  # within what is seen
+    before = session(cached_attention_model(4, 2)).run(None, inputs)[0]
+    inputs["past_key"][1, :, 0] = inputs["past_value"][1, :, 0] = 50
+    np.testing.assert_array_equal(session(cached_attention_model(4, 2)).run(None, inputs)[0][1], before[1])
+
+
+def test_a_token_that_sees_nothing_gets_the_mean():
+    inputs = cached_attention_inputs(1, 9, 0, 2, 2, 16)
+    inputs["mask"][:, :, 4] = False
+    found = session(cached_attention_model(2, 2)).run(None, inputs)[0]
+    np.testing.assert_allclose(found[0, 4], inputs["value"][0].mean(0), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 4), (1, 0)])
@@ -83,6 +132,34 @@ def test_attention_that_does_not_fit_is_an_error(shapes, told):
     sizes = {"query": (1, 4, 8), "key": (1, 4, 8), "value": (1, 4, 8), "mask": (1, 1, 1, 4)} | shapes
     with pytest.raises(Exception, match=told):
         session(attention_model(2)).run(None, {name: np.zeros(size, np.float32) for name, size in sizes.items()})
+
+
+BAD_CACHED = {
+    "other tokens": ({"key": (1, 3, 8), "value": (1, 3, 8)}, "differ in batch or tokens"),
+    "width no multiple of heads": ({"query": (1, 4, 18)}, "a multiple of q_num_heads"),
+    "other width of keys": ({"key": (1, 4, 6), "value": (1, 4, 6)}, "the width of input key is 6, expected 8"),
+    "keys and values that differ": ({"value": (1, 4, 6)}, "key and value have different shapes"),
+    "other past": ({"past_value": (1, 2, 3, 4)}, "past_key and past_value have different shapes"),
+    "past of other heads": ({"past_key": (1, 4, 2, 4), "past_value": (1, 4, 2, 4)}, "past_key has other sizes"),
+    "mask without the past": ({"mask": (1, 1, 4, 4)}, "the last size of input mask is 4, expected 6"),
+}
+
+
+@pytest.mark.parametrize(("shapes", "told"), BAD_CACHED.values(), ids=BAD_CACHED)
+def test_cached_attention_that_does_not_fit_is_an_error(shapes, told):
+    sizes = {"query": (1, 4, 16), "key": (1, 4, 8), "value": (1, 4, 8), "mask": (1, 1, 4, 6)}
+    sizes |= {"past_key": (1, 2, 2, 4), "past_value": (1, 2, 2, 4)} | shapes
+    inputs = {name: np.zeros(size, bool if name == "mask" else np.float32) for name, size in sizes.items()}
+    with pytest.raises(Exception, match=told):
+        session(cached_attention_model(4, 2)).run(None, inputs)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "told"), [(0, 1, "q_num_heads is 0"), (3, 2, "a multiple of kv_num_heads")]
+)
+def test_heads_that_cannot_be_shared_are_an_error(heads, kv_heads, told):
+    with pytest.raises(Exception, match=told):
+        session(cached_attention_model(heads, kv_heads))
 
 
 @pytest.mark.parametrize("heads", [0, -1, 1 << 40])
