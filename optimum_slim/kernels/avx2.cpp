@@ -1,4 +1,6 @@
-// The path for CPUs with AVX2: bytes are widened to 16 bits, for its products of bytes saturate.
+// The path for CPUs with AVX2. Its products of bytes saturate: where two neighbours of a row are so large that they could,
+// they are split into halves, of which the second ones are multiplied apart. Few are, as a row's scale fits its largest
+// value; in a group most values are near the largest, and there bytes are widened to 16 bits instead.
 #include "avx2.h"
 
 #include "attention.h"
@@ -38,6 +40,43 @@ struct WidenedDot {
   }
 };
 
+struct SplitDot {
+  static constexpr int kRows = 4;
+  static constexpr int kQuadBytes = 4;
+  static constexpr int kGroupedRows = 0;
+  using Bytes = __m256i;
+  static Bytes from_unsigned(__m256i bytes) { return bytes; }
+  static Bytes broadcast(const void* from) { return broadcast_quad(from); }
+  static __m256i add_products(__m256i sums, __m256i a, __m256i b) { return WidenedDot::add_products(sums, a, b); }
+  static __m256i dot(__m256i sums, Bytes a, Bytes b) { return add_products(sums, a, b); }
+};
+
+void split(QuantizedRows& rows, int64_t count, int64_t quads, std::vector<Rest>& rests, int64_t* first_rests) {
+  for (int64_t row = 0; row < count; ++row) {
+    first_rests[row] = static_cast<int64_t>(rests.size());
+    for (int64_t quad = 0; quad < quads; quad += 8) {
+      // A row's stride leaves room for this load to run over its last quad.
+      auto* values = reinterpret_cast<int8_t*>(rows.values + row * rows.stride + quad * 4);
+      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+      const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes), _mm256_set1_epi8(1));
+      const auto large = static_cast<uint32_t>(
+          _mm256_movemask_epi8(_mm256_cmpgt_epi16(pairs, _mm256_set1_epi16(kMostOfSum))));
+      if (!large) continue;
+      for (int64_t i = quad; i < std::min(quad + 8, quads); ++i, values += 4) {
+        if (!(large >> 4 * (i - quad) & 15)) continue;
+        Rest rest{static_cast<int32_t>(i), {}};
+        for (int j = 0; j < 4; ++j) {
+          const int half = values[j] / 2;
+          rest.values[j] = static_cast<int8_t>(values[j] - half);
+          values[j] = static_cast<int8_t>(half);
+        }
+        rests.push_back(rest);
+      }
+    }
+  }
+  first_rests[count] = static_cast<int64_t>(rests.size());
+}
+
 void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) {
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t quad = 0; quad < quads; quad += 8) {
@@ -53,6 +92,7 @@ void widen(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) 
 }
 
 using Avx2 = Ymm<WidenedDot>;
+using Avx2Split = Ymm<SplitDot>;
 
 // Weights of 4 bits leave room for the products of several quads in 16 bits.
 struct ShortDot {
@@ -96,7 +136,7 @@ const Products kAvx2{"avx2",
                      kAvx2Limits,
                      quantize_rows<ByYmm>,
                      Avx2::pack_tile,
-                     dense<Avx2>,
+                     dense<Avx2Split, Avx2>,
                      nibbles<Avx2, ShortDot>,
                      paired_blocks<Avx2>,
                      attend<8>,
@@ -106,6 +146,7 @@ const Products kAvx2{"avx2",
                      fours<Avx2>,
                      look_up<Avx2, ByteWindow>,
                      lanes<Avx2>,
-                     widen};
+                     widen,
+                     split};
 
 }  // namespace slim

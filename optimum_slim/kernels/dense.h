@@ -32,6 +32,19 @@ struct DenseBlock {
       for (int p = 0; p < kPanels; ++p) Isa::store(to[p] + r * kPanel, sums[r][p]);
   }
 
+  // What was split from the values of some rows.
+  inline void add_rests(const uint8_t* weights, int64_t panel_bytes, const QuantizedRows& x, int64_t row) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+      for (int64_t i = x.first_rests[row + r]; i < x.first_rests[row + r + 1]; ++i) {
+        const Rest& rest = x.rests[i];
+        const typename Isa::Signed a = Isa::broadcast_signed(rest.values);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanels; ++p)
+          sums[r][p] = Isa::dot(sums[r][p], Isa::load_unsigned(weights + p * panel_bytes + rest.quad * 64), a);
+      }
+  }
+
   inline void add(const uint8_t* weights, int64_t panel_bytes, const uint8_t* rows, int64_t stride, int64_t quads) {
     for (int64_t quad = 0; quad < quads; ++quad) {
       typename Isa::Unsigned w[kPanels];
@@ -58,6 +71,7 @@ struct WholeRows {
     DenseBlock<Isa, kRows, kPanels> block;
     block.start(x.sums + row, 1);
     block.add(w, panel_bytes, x.values + row * x.stride, x.stride, weights.quads);
+    if (x.rests) block.add_rests(w, panel_bytes, x, row);
     block.store(buffer);
     for (int p = 0; p < kPanels; ++p)
       store_panel<Isa::kFloatLanes>(buffer[p], x.scales + row, kRows, epilogue, panel + p, y + row * epilogue.outputs);
@@ -110,13 +124,14 @@ void dense_panels(const DensePanels& weights, const Epilogue& epilogue, const Qu
   for (; panel < panels.end; ++panel) dense_rows<Block, Isa, kRows, 1>(weights, epilogue, x, rows, panel, y);
 }
 
-template <class Isa>
+// `Grouped` tells how groups are multiplied, where that is not done as without them.
+template <class Isa, class Grouped = Isa>
 void dense(const DensePanels& weights, const Epilogue& epilogue, const QuantizedRows& x, Range rows, Range panels,
            float* y) {
   if (epilogue.groups == 1)
     dense_panels<WholeRows, Isa, Isa::kRows>(weights, epilogue, x, rows, panels, y);
   else
-    dense_panels<GroupedRows, Isa, Isa::kGroupedRows>(weights, epilogue, x, rows, panels, y);
+    dense_panels<GroupedRows, Grouped, Grouped::kGroupedRows>(weights, epilogue, x, rows, panels, y);
 }
 
 }  // namespace

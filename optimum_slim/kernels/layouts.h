@@ -15,7 +15,7 @@ namespace slim {
 
 constexpr int kPanel = 16;
 
-// Weights of one sign that meet unsigned activations in one 16-bit sum are at most this in all.
+// Numbers of one sign that meet unsigned bytes in one 16-bit sum are at most this in all.
 constexpr int kMostOfSum = 32767 / 255;
 
 // What stands for 0 in 4 bits where no zero point is told.
@@ -118,12 +118,22 @@ struct MaskWeights {
   AlignedVector<int8_t> weights;  // and room for one load behind the last
 };
 
+// What a quad of a row lacks, where its values would be too large for products that are added up in 16 bits.
+struct Rest {
+  int32_t quad;
+  int8_t values[4];
+};
+
 // Rows of quantized activations.
 struct QuantizedRows {
   int64_t stride;   // of a row: K and room for a whole window behind its last quad
   uint8_t* values;  // [row][stride], plus the offset asked for
   float* scales;    // [row][group]
   int32_t* sums;    // [row][group], of the values without offset
+
+  // Where values were split, all rests; else null.
+  const Rest* rests = nullptr;
+  const int64_t* first_rests = nullptr;  // [row + 1], into rests
 };
 
 // Tiles of quantized activations, rows in lanes: [quad][16 * vectors][4] each, or for FourWeights [input][64].

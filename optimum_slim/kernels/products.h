@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <vector>
 
 #include "layouts.h"
 
@@ -95,8 +96,11 @@ struct Products {
                        float* y) = {};
   // For blocks of 4 outputs, from what `blocks` takes; rows have offset 0.
   void (*lanes)(const BlockWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
-  // Makes the rows that `dense` takes, of twice the stride; null where it takes them as they are.
+  // Makes the rows that `dense` takes where there are groups, of twice the stride; null where it takes them as they are.
   void (*widen)(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) = {};
+  // Splits the values that `dense` does not take where there are no groups, in place, and appends their rests; null where
+  // it takes all.
+  void (*split)(QuantizedRows& rows, int64_t count, int64_t quads, std::vector<Rest>& rests, int64_t* first_rests) = {};
   void (*masked)(const MaskWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Writes panels in the dense layout, with the offset.
   void (*expand)(const MaskWeights&, Range panels, uint8_t* to) = {};

@@ -117,7 +117,8 @@ QuantizedRows SlimLinear::quantized_rows(int64_t rows) const {
 
 // Outputs in lanes: every task takes all rows and some panels.
 void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
-  thread_local Scratch widened;
+  thread_local Scratch widened, first_rests;
+  thread_local std::vector<Rest> rests;
   QuantizedRows quantized = quantized_rows(rows);
   const int offset = windows_ || byte_windows_ ? products_.look_up.offset : 0;  // else the weights carry it
   products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
@@ -125,7 +126,13 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
     const int32_t factor = nibbles_->zero_points.empty() ? -kMiddleOfNibbles : -1;
     for (int64_t i = 0; i < rows * epilogue_.groups; ++i) quantized.sums[i] *= factor;
   }
-  if (dense_ && products_.widen) {
+  if (dense_ && epilogue_.groups == 1 && products_.split) {
+    rests.clear();
+    auto* const first = first_rests.take<int64_t>(rows + 1);
+    products_.split(quantized, rows, quads_, rests, first);
+    if (!rests.empty()) quantized.rests = rests.data(), quantized.first_rests = first;
+  }
+  if (dense_ && epilogue_.groups > 1 && products_.widen) {
     uint8_t* const values = widened.take<uint8_t>(rows * 2 * quantized.stride);
     products_.widen(quantized, rows, quads_, values);
     quantized.values = values;

@@ -35,7 +35,7 @@ from sparsify import SEED, calibration, decoder_parser, evaluated
 HERE = Path(__file__).parent
 ORIGINAL = "fp32"
 LLAMA = ("Q8_0", "Q4_0")
-CONTEXTS = (128, 1, 16, 1024)
+CONTEXTS = "128,1,16,1024"  # tokens
 ROUNDS, SECONDS = 9, 0.1  # of turns, and of repeated runs in a turn
 
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--llama", help="the Python of an environment with llama-cpp-python")
     parser.add_argument("--gguf", type=Path, help="the model as llama.cpp reads it")
     parser.add_argument("--time", action="store_true", help="time all that was made instead of making any")
+    parser.add_argument("--contexts", default=CONTEXTS, help="to time, in tokens; what is known of others stays")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "decoders.json")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def main() -> None:
     recipes = yaml.safe_load((HERE / "decoders.yaml").read_text(encoding="utf-8"))
     names = arguments.names.split(";") if arguments.names else list(recipes)
     if arguments.time:
-        found["times"] = timed(arguments, found["rows"], names)
+        timed(arguments, found, names)
     else:
         for name in names:
             judge(arguments, name, recipes[name], found)
@@ -179,36 +180,39 @@ def llama(arguments: argparse.Namespace, *command: Any) -> str:
     return subprocess.run(list(map(str, words)), check=True, capture_output=True, text=True).stdout
 
 
-def timed(arguments: argparse.Namespace, rows: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Medians of prefill and decode at each length of context, all files in turns; ratios to fp32; and the memory of a
-    process that serves the file."""
+def timed(arguments: argparse.Namespace, found: dict[str, Any], names: list[str]) -> None:
+    """Medians of prefill and decode at each length of context, all files in turns, and ratios to each other; and the
+    memory of a process that serves the file. What is found is kept after each."""
     from optimum_slim.deploy.benchmark import in_turns, resident_bytes, speedup
     from optimum_slim.deploy.machine import environment
     from optimum_slim.kernels.library import isa
 
-    files = {name: arguments.work / rows[name]["key"] / "model.onnx" for name in names if name in rows}
+    files = {name: arguments.work / found["rows"][name]["key"] / "model.onnx" for name in names if name in found["rows"]}
     files = {name: file for name, file in files.items() if file.exists()}
-    found: dict[str, Any] = {
-        name: {"rss_bytes": resident_bytes(file, 1, 128), "points": []} for name, file in files.items()
-    }
-    found |= {f"llama.cpp {kind}": {"points": []} for kind in LLAMA if arguments.llama}
-    for tokens in CONTEXTS:
+    llama = [f"llama.cpp {kind}" for kind in LLAMA if arguments.llama]
+    known, times = found.get("times", {}), dict[str, Any]()
+    found["times"] = times
+    for name in (*files, *llama):
+        times[name] = {"rss_bytes": resident_bytes(files[name], 1, 128)} if name in files else {}
+        times[name]["points"] = known.get(name, {}).get("points", [])
+    times["environment"] = environment() | {"isa": isa(), "threads_of_runs": arguments.threads}
+    for tokens in map(int, arguments.contexts.split(",")):
         for phase in ("prefill", "decode"):
             with ExitStack() as stack:
                 runs: dict[str, Callable[[], Any]] = {
                     name: one_run(file, phase, tokens, arguments.threads) for name, file in files.items()
                 }
-                for kind in LLAMA if arguments.llama else ():
+                for name, kind in zip(llama, LLAMA, strict=False):
                     peer = Peer(f"llama-{phase}", arguments.llama, llama_file(arguments, kind))
-                    runs[f"llama.cpp {kind}"] = stack.enter_context(peer.running(tokens, arguments.threads))
+                    runs[name] = stack.enter_context(peer.running(tokens, arguments.threads))
                 rounds = in_turns(runs, ROUNDS, SECONDS, f"timing {phase} {tokens}")
-            for name, times in rounds.items():
-                point = {"phase": phase, "tokens": tokens, "ms": round(statistics.median(times), 3)}
-                point |= {f"over {other}": speedup(rounds[other], times)["median"] for other in rounds}
-                found[name]["points"].append(point)
+            for name, row in rounds.items():
+                point = {"phase": phase, "tokens": tokens, "ms": round(statistics.median(row), 3)}
+                point |= {f"over {other}": speedup(rounds[other], row)["median"] for other in rounds}
+                points = times[name]["points"]
+                points[:] = [one for one in points if (one["phase"], one["tokens"]) != (phase, tokens)] + [point]
                 print(f"{phase:<8}{tokens:>5}  {name:<40}{point['ms']:9.3f} ms", flush=True)
-    machine = environment() | {"isa": isa(), "threads_of_runs": arguments.threads}
-    return {**found, "environment": machine}
+            keep(arguments, found)
 
 
 def one_run(file: Path, phase: str, tokens: int, threads: int) -> Callable[[], Any]:
