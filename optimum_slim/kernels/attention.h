@@ -27,7 +27,7 @@ inline Float<kLanes> splat(float value) {
 template <int kLanes>
 constexpr int kQueries = kLanes == 16 ? 4 : kLanes == 8 ? 6 : 2;
 template <int kLanes, int kMany>
-constexpr int kVectors = kMany == 1 ? 8 : kLanes == 8 ? 2 : 4;
+constexpr int kVectors = kMany > 1 && kLanes == 8 ? 2 : kMany == 1 && kLanes < 16 ? 8 : 4;
 
 // Else GCC loads a vector once more for each product.
 template <class F, int kSome>
