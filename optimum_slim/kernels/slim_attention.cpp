@@ -14,6 +14,7 @@ namespace slim {
 namespace {
 
 constexpr int64_t kMostHeads = 65536;
+constexpr int64_t kMostTokens = int64_t{1} << 40;
 
 // Fewer multiply-adds than these are not worth waking a thread for.
 constexpr int64_t kWorthSplitting = 4000000;
@@ -43,8 +44,10 @@ void set_mask_strides(Attention& a, const Shape& mask) {
   }
 }
 
+// Beside a size of 0 the others may be too large to be multiplied.
+bool no_answers(const Attention& a) { return !a.batch || !a.queries || !a.size; }
+
 void run_heads(const Attention& a, const Products& products, const Parallel& parallel) {
-  if (!a.batch || !a.queries || !a.size) return;
   if (!a.keys) fail("there are no keys", "one at least");
   const int64_t all = a.batch * a.heads, work = 2 * all * a.queries * a.keys * a.size;
   const int64_t tasks = work < kWorthSplitting ? 1 : std::min(all, kMostTasks);
@@ -83,9 +86,10 @@ void Kernel::run(ort::Handle context) const {
   a.batch = query.shape[0], a.queries = query.shape[1], a.keys = key.shape[1];
   a.heads = a.kv_heads = heads, a.size = width / heads, a.scale = 1;
   set_mask_strides(a, mask.shape);
+  a.output = float_output(api, context, query.shape);
+  if (no_answers(a)) return;
   a.query = query.data, a.key = key.data, a.value = value.data, a.mask = mask.data;
   a.kv_strides[0] = a.keys * width, a.kv_strides[1] = a.size, a.kv_strides[2] = width;
-  a.output = float_output(api, context, query.shape);
   run_heads(a, *products, Parallel(api, context));
 }
 
@@ -113,8 +117,8 @@ CachedKernel CachedKernel::made(ort::Api api, ort::ConstHandle info) {
 
 // The past of some heads and what is new: [batch, heads, tokens, size] and [batch, tokens, heads * size].
 void append(const Attention& a, const float* past, const float* added, float* to) {
+  if (!a.batch || !a.size) return;
   const int64_t old = (a.keys - a.queries) * a.size;
-  if (!a.size) return;
   for (int64_t batch = 0; batch < a.batch; ++batch)
     for (int64_t head = 0; head < a.kv_heads; ++head) {
       if (old) std::memcpy(to, past, old * sizeof *to);
@@ -142,6 +146,7 @@ void CachedKernel::run(ort::Handle context) const {
   if (past != past_value.shape) fail("inputs past_key and past_value have different shapes", "equal ones");
   if (past[0] != a.batch || past[1] != kv_heads || past[3] != a.size)
     fail("input past_key has other sizes", "batch, kv_num_heads and the size of a head");
+  if (past[2] > kMostTokens) fail("the past has too many tokens", std::to_string(kMostTokens) + " at most");
   a.keys = past[2] + a.queries;
   set_mask_strides(a, seen.shape);
 
@@ -151,6 +156,7 @@ void CachedKernel::run(ort::Handle context) const {
   float* const values = float_output(api, context, cache, 2);
   append(a, past_key.data, key.data, keys);
   append(a, past_value.data, value.data, values);
+  if (no_answers(a)) return;
   a.query = query.data, a.key = keys, a.value = values, a.seen = seen.data;
   a.kv_strides[0] = kv_heads * a.keys * a.size, a.kv_strides[1] = a.keys * a.size, a.kv_strides[2] = a.size;
   run_heads(a, *products, Parallel(api, context));

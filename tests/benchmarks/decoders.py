@@ -190,11 +190,11 @@ def timed(arguments: argparse.Namespace, found: dict[str, Any], names: list[str]
     files = {name: arguments.work / found["rows"][name]["key"] / "model.onnx" for name in names if name in found["rows"]}
     files = {name: file for name, file in files.items() if file.exists()}
     llama = [f"llama.cpp {kind}" for kind in LLAMA if arguments.llama]
-    known, times = found.get("times", {}), dict[str, Any]()
-    found["times"] = times
+    times = found.setdefault("times", {})
     for name in (*files, *llama):
-        times[name] = {"rss_bytes": resident_bytes(files[name], 1, 128)} if name in files else {}
-        times[name]["points"] = known.get(name, {}).get("points", [])
+        times.setdefault(name, {"points": []})
+        if name in files:
+            times[name]["rss_bytes"] = resident_bytes(files[name], 1, 128)
     times["environment"] = environment() | {"isa": isa(), "threads_of_runs": arguments.threads}
     for tokens in map(int, arguments.contexts.split(",")):
         for phase in ("prefill", "decode"):

@@ -179,12 +179,14 @@ def of_decoders(found: dict[str, Any]) -> str:
 
 
 def of_contexts(found: dict[str, Any]) -> str:
-    """Milliseconds by length of context, a column for each."""
-    times = {name: milliseconds(one["points"]) for name, one in found["times"].items() if name != "environment"}
+    """Milliseconds by length of context, a column for each, and the memory of a process that serves the file."""
+    rows = {name: row for name, row in found["times"].items() if name != "environment"}
+    times = {name: milliseconds(row["points"]) for name, row in rows.items()}
     known = {column for at in times.values() for column in at}
     columns = sorted(known, key=lambda column: (column[0] == "decode", column[1]))
-    body = [[name, *(at.get(column, "") for column in columns)] for name, at in times.items()]
-    return markdown(["", *(f"{phase} {tokens}" for phase, tokens in columns)], body)
+    memory = {name: f"{row['rss_bytes'] / 1e6:.0f}" if "rss_bytes" in row else "" for name, row in rows.items()}
+    body = [[name, *(at.get(column, "") for column in columns), memory[name]] for name, at in times.items()]
+    return markdown(["", *(f"{phase} {tokens}" for phase, tokens in columns), "RSS, MB"], body)
 
 
 def milliseconds(points: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
