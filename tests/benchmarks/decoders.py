@@ -187,7 +187,8 @@ def timed(arguments: argparse.Namespace, found: dict[str, Any], names: list[str]
     from optimum_slim.deploy.machine import environment
     from optimum_slim.kernels.library import isa
 
-    files = {name: arguments.work / found["rows"][name]["key"] / "model.onnx" for name in names if name in found["rows"]}
+    rows = found["rows"]
+    files = {name: arguments.work / rows[name]["key"] / "model.onnx" for name in names if name in rows}
     files = {name: file for name, file in files.items() if file.exists()}
     llama = [f"llama.cpp {kind}" for kind in LLAMA if arguments.llama]
     times = found.setdefault("times", {})
@@ -206,9 +207,9 @@ def timed(arguments: argparse.Namespace, found: dict[str, Any], names: list[str]
                     peer = Peer(f"llama-{phase}", arguments.llama, llama_file(arguments, kind))
                     runs[name] = stack.enter_context(peer.running(tokens, arguments.threads))
                 rounds = in_turns(runs, ROUNDS, SECONDS, f"timing {phase} {tokens}")
-            for name, row in rounds.items():
-                point = {"phase": phase, "tokens": tokens, "ms": round(statistics.median(row), 3)}
-                point |= {f"over {other}": speedup(rounds[other], row)["median"] for other in rounds}
+            for name, seconds in rounds.items():
+                point = {"phase": phase, "tokens": tokens, "ms": round(statistics.median(seconds), 3)}
+                point |= {f"over {other}": speedup(rounds[other], seconds)["median"] for other in rounds}
                 points = times[name]["points"]
                 points[:] = [one for one in points if (one["phase"], one["tokens"]) != (phase, tokens)] + [point]
                 print(f"{phase:<8}{tokens:>5}  {name:<40}{point['ms']:9.3f} ms", flush=True)

@@ -3,7 +3,7 @@
 python tests/benchmarks/frontier.py --model M --data D --work W                       trains what is missing
 python tests/benchmarks/frontier.py --model M --data D --work W --names "3 layers" --seeds 0,1
 python tests/benchmarks/frontier.py --model M --data D --work W --time                times all of them
-python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg
+python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg (by matplotlib)
 
 Recipes stand in frontier.yaml, results in results/frontier.json. A result is kept under the hash of its recipe, its
 seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made. Timing
