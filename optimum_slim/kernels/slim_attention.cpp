@@ -44,7 +44,7 @@ void set_mask_strides(Attention& a, const Shape& mask) {
   }
 }
 
-// Beside a size of 0 the others may be too large to be multiplied.
+// Then the other sizes may be too large to be multiplied, likewise.
 bool no_answers(const Attention& a) { return !a.batch || !a.queries || !a.size; }
 
 void run_heads(const Attention& a, const Products& products, const Parallel& parallel) {
