@@ -83,10 +83,7 @@ struct AttentionHead {
       }
       while (!sees(sight.begin)) ++sight.begin;
       int64_t others = 0;
-      if (a.mask)
-        for (int64_t t = sight.begin; t < sight.end; ++t) others += a.mask[at + t] != 0;
-      else
-        for (int64_t t = sight.begin; t < sight.end; ++t) others += a.seen[at + t] == 0;
+      for (int64_t t = sight.begin; t < sight.end; ++t) others += a.mask ? a.mask[at + t] != 0 : a.seen[at + t] == 0;
       sight.solid = !others;
       sights[query] = sight;
     }
@@ -276,6 +273,8 @@ struct AttentionHead {
 template <int kLanes>
 void attend(const Attention& a, Range heads, float* scratch) {
   constexpr int kMany = kQueries<kLanes>;
+  static_assert(kLanes <= kMostLanes && kMany <= kMostQueries && sizeof(Sight) <= kSightFloats * sizeof(float),
+                "they fit in the scratch");
   const int64_t padded = round_up(a.keys, kLanes);
   float* const masks = scratch + padded * (a.size + kMany);
   AttentionHead<kLanes> head{a,     0, 0, padded, scratch, scratch + padded * a.size,

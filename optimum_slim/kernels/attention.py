@@ -9,7 +9,7 @@ import numpy as np
 from onnx import helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto
 
-from optimum_slim.kernels.function import DOMAIN, VERSION, Body
+from optimum_slim.kernels.function import DOMAIN, VERSION, Body, refer
 
 ATTENTION = "SlimAttention"
 INPUTS = ["query", "key", "value", "mask"]
@@ -57,9 +57,7 @@ def cached_attention_node(
 def cached_attention_function() -> FunctionProto:
     """Its function: ONNX's own Attention."""
     node = helper.make_node("Attention", CACHED_INPUTS, CACHED_OUTPUTS)
-    node.attribute.extend(
-        AttributeProto(name=name, ref_attr_name=name, type=kind) for name, kind in CACHED_ATTRIBUTES.items()
-    )
+    refer(node, CACHED_ATTRIBUTES)
     imports = [helper.make_opsetid("", CACHED_OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(
         DOMAIN, CACHED_ATTENTION, CACHED_INPUTS, CACHED_OUTPUTS, [node], imports, list(CACHED_ATTRIBUTES)

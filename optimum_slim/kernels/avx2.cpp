@@ -40,18 +40,14 @@ struct WidenedDot {
   }
 };
 
-struct SplitDot {
+struct SplitDot : PlainBytes {
   static constexpr int kRows = 4;
-  static constexpr int kQuadBytes = 4;
-  static constexpr int kGroupedRows = 0;
-  using Bytes = __m256i;
-  static Bytes from_unsigned(__m256i bytes) { return bytes; }
-  static Bytes broadcast(const void* from) { return broadcast_quad(from); }
+
   static __m256i add_products(__m256i sums, __m256i a, __m256i b) { return WidenedDot::add_products(sums, a, b); }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) { return add_products(sums, a, b); }
 };
 
-void split(QuantizedRows& rows, int64_t count, int64_t quads, std::vector<Rest>& rests, int64_t* first_rests) {
+void split(const QuantizedRows& rows, int64_t count, int64_t quads, std::vector<Rest>& rests, int64_t* first_rests) {
   for (int64_t row = 0; row < count; ++row) {
     first_rests[row] = static_cast<int64_t>(rests.size());
     for (int64_t quad = 0; quad < quads; quad += 8) {

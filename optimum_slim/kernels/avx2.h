@@ -47,6 +47,15 @@ inline void transpose8(__m256i (&r)[8]) {
   }
 }
 
+// One number of eight: `both` makes one vector of two.
+template <class Both>
+inline int32_t folded(__m256i eight, const Both& both) {
+  __m128i four = both(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = both(four, _mm_shuffle_epi32(four, 0x4e));
+  four = both(four, _mm_shuffle_epi32(four, 0xb1));
+  return _mm_cvtsi128_si32(four);
+}
+
 // As Plainly, 32 values at a time.
 struct ByYmm {
   static int32_t largest_magnitude(const float* x, int64_t count) {
@@ -59,10 +68,8 @@ struct ByYmm {
                                                                    _mm256_set1_epi32(0x7fffffff)));
     const __m256i eight = _mm256_max_epi32(_mm256_max_epi32(largest[0], largest[1]),
                                            _mm256_max_epi32(largest[2], largest[3]));
-    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    return std::max(_mm_cvtsi128_si32(four), Plainly::largest_magnitude(x + i, count - i));
+    const int32_t most = folded(eight, [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
+    return std::max(most, Plainly::largest_magnitude(x + i, count - i));
   }
 
   static int32_t quantize_values(const float* x, int64_t count, float inverse, int offset, uint8_t* values) {
@@ -81,11 +88,18 @@ struct ByYmm {
       const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi8(bytes, offsets));
     }
-    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
-    return _mm_cvtsi128_si32(four) + Plainly::quantize_values(x + i, count - i, inverse, offset, values + i);
+    return folded(total, [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); }) +
+           Plainly::quantize_values(x + i, count - i, inverse, offset, values + i);
   }
+};
+
+// What the dot products that take bytes as they are have in common.
+struct PlainBytes {
+  static constexpr int kGroupedRows = 3;
+  static constexpr int kQuadBytes = 4;
+  using Bytes = __m256i;
+  static Bytes from_unsigned(__m256i bytes) { return bytes; }
+  static Bytes broadcast(const void* quad) { return broadcast_quad(quad); }
 };
 
 template <class Dot>

@@ -12,14 +12,9 @@
 namespace slim {
 namespace {
 
-struct VnniDot {
+struct VnniDot : PlainBytes {
   static constexpr int kRows = 6;
-  static constexpr int kGroupedRows = 3;
-  static constexpr int kQuadBytes = 4;
-  using Bytes = __m256i;
 
-  static Bytes from_unsigned(__m256i bytes) { return bytes; }
-  static Bytes broadcast(const void* quad) { return broadcast_quad(quad); }
   static __m256i add_products(__m256i sums, __m256i a, __m256i b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
   static __m256i dot(__m256i sums, Bytes a, Bytes b) { return _mm256_dpbusd_avx_epi32(sums, a, b); }
 };

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto
 
-from optimum_slim.kernels.function import DOMAIN, VERSION
+from optimum_slim.kernels.function import DOMAIN, VERSION, refer
 
 BLOCKED, STOCK = "SlimMatMulNBits", "MatMulNBits"
 STOCK_DOMAIN = "com.microsoft"
@@ -44,7 +44,7 @@ def packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 def blocked_function(opset: int = 21) -> FunctionProto:
     """Its function, for a model that imports the ONNX opset `opset`."""
     node = stock_node(INPUTS, "y", accuracy_level=ROUNDED)
-    node.attribute.extend(AttributeProto(name=name, ref_attr_name=name, type=AttributeProto.INT) for name in SIZES)
+    refer(node, dict.fromkeys(SIZES, AttributeProto.INT))
     domains = {"": opset, STOCK_DOMAIN: 1, DOMAIN: VERSION}
     imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
     return helper.make_function(DOMAIN, BLOCKED, INPUTS, ["y"], [node], imports, SIZES)

@@ -6,7 +6,7 @@ whole model. Hence a body for each kind of pattern, of few nodes, with nothing w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,6 +107,11 @@ def _function(op_type: str, opset: int, over_edge: bool) -> FunctionProto:
     return helper.make_function(DOMAIN, op_type, INPUTS, ["y"], body.nodes, imports, attributes)
 
 
+def refer(node: NodeProto, kinds: Mapping[str, AttributeProto.AttributeType]) -> None:
+    """Gives a node of a function the attributes that the function is called with, of these names and types."""
+    node.attribute.extend(AttributeProto(name=name, ref_attr_name=name, type=kind) for name, kind in kinds.items())
+
+
 class Body:
     """Collects the nodes of a function; the methods return names of values."""
 
@@ -140,9 +145,7 @@ class Body:
     def call(self, op_type: str, attributes: Sequence[str]) -> None:
         """The plain operator with all inputs and attributes of this function; its output is named linear."""
         node = helper.make_node(op_type, INPUTS, ["linear"], domain=DOMAIN)
-        for name in attributes:
-            kind = AttributeProto.STRING if name == "pattern" else AttributeProto.INT
-            node.attribute.append(AttributeProto(name=name, ref_attr_name=name, type=kind))
+        refer(node, dict.fromkeys(attributes, AttributeProto.INT) | {"pattern": AttributeProto.STRING})
         self.nodes.append(node)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from onnx import helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto
 
-from optimum_slim.kernels.function import DOMAIN, VERSION, Body
+from optimum_slim.kernels.function import DOMAIN, VERSION, Body, refer
 
 RESIDUAL_NORM = "SlimResidualNorm"
 INPUTS = ["a", "b", "weight", "bias"]
@@ -23,6 +23,6 @@ def residual_norm_function(opset: int = 18) -> FunctionProto:
     LayerNormalization into one operator that is slower than both."""
     body = Body()
     norm = helper.make_node("LayerNormalization", [body.add("Sum", "a", "b"), "weight", "bias"], ["y"], axis=-1)
-    norm.attribute.append(AttributeProto(name="epsilon", ref_attr_name="epsilon", type=AttributeProto.FLOAT))
+    refer(norm, {"epsilon": AttributeProto.FLOAT})
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(DOMAIN, RESIDUAL_NORM, INPUTS, ["y"], [*body.nodes, norm], imports, ["epsilon"])

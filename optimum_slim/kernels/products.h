@@ -29,10 +29,10 @@ struct Attention {
 };
 
 // The floats that `attend` needs for a task.
-constexpr int64_t kMostLanes = 16, kMostQueries = 6;
+constexpr int64_t kMostLanes = 16, kMostQueries = 6, kSightFloats = 6;
 inline int64_t attention_scratch(const Attention& a) {
   const int64_t padded = round_up(a.keys, kMostLanes);
-  return padded * (a.size + 2 * kMostQueries) + round_up(6 * a.queries, kMostLanes);
+  return padded * (a.size + 2 * kMostQueries) + round_up(kSightFloats * a.queries, kMostLanes);
 }
 
 // One call of SlimResidualNorm; rows have `size` values.
@@ -100,7 +100,7 @@ struct Products {
   void (*widen)(const QuantizedRows& from, int64_t rows, int64_t quads, uint8_t* to) = {};
   // Splits the values that `dense` does not take where there are no groups, in place, and appends their rests; null where
   // it takes all.
-  void (*split)(QuantizedRows& rows, int64_t count, int64_t quads, std::vector<Rest>& rests, int64_t* first_rests) = {};
+  void (*split)(const QuantizedRows& rows, int64_t count, int64_t quads, std::vector<Rest>& rests, int64_t* first_rests) = {};
   void (*masked)(const MaskWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};
   // Writes panels in the dense layout, with the offset.
   void (*expand)(const MaskWeights&, Range panels, uint8_t* to) = {};

@@ -28,6 +28,12 @@ void check_rank(const Shape& shape, size_t rank, const char* name, const char* e
   if (shape.size() != rank) fail(std::string("input ") + name + " has another rank", expected);
 }
 
+void check_tokens(const FloatInput& query, const FloatInput& key, const FloatInput& value) {
+  for (const auto& [one, name] : {std::pair{&query, "query"}, std::pair{&key, "key"}, std::pair{&value, "value"}})
+    check_rank(one->shape, 3, name, "[batch, tokens, width]");
+  if (key.shape != value.shape) fail("inputs key and value have different shapes", "equal ones");
+}
+
 // Needs the sizes. A size of the mask is that of the whole tensor, or 1, which holds for all.
 void set_mask_strides(Attention& a, const Shape& mask) {
   check_rank(mask, 4, "mask", "[batch, heads, queries, keys]");
@@ -75,9 +81,7 @@ struct Kernel {
 
 void Kernel::run(ort::Handle context) const {
   const auto [query, key, value, mask] = float_inputs(api, context, kInputs);
-  for (const auto& [one, name] : {std::pair{&query, "query"}, std::pair{&key, "key"}, std::pair{&value, "value"}})
-    check_rank(one->shape, 3, name, "[batch, tokens, width]");
-  if (key.shape != value.shape) fail("inputs key and value have different shapes", "equal ones");
+  check_tokens(query, key, value);
   if (query.shape[0] != key.shape[0] || query.shape[2] != key.shape[2])
     fail("inputs query and key differ in batch or width", "equal ones");
   const int64_t width = query.shape[2];
@@ -132,10 +136,8 @@ void CachedKernel::run(ort::Handle context) const {
   const auto floats = [&](size_t i) { return input<float>(api, context, i, kInputs[i]); };
   const FloatInput query = floats(0), key = floats(1), value = floats(2), past_key = floats(4), past_value = floats(5);
   const auto seen = input<uint8_t>(api, context, kMask, kInputs[kMask]);
-  for (const auto& [one, name] : {std::pair{&query, "query"}, std::pair{&key, "key"}, std::pair{&value, "value"}})
-    check_rank(one->shape, 3, name, "[batch, tokens, width]");
+  check_tokens(query, key, value);
   const Shape &q = query.shape, &k = key.shape, &past = past_key.shape;
-  if (k != value.shape) fail("inputs key and value have different shapes", "equal ones");
   if (q[0] != k[0] || q[1] != k[1]) fail("inputs query and key differ in batch or tokens", "equal ones");
   if (q[2] % heads) fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads");
   Attention a{};

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from onnx import helper
@@ -32,7 +33,7 @@ def attention_model(heads: int) -> ModelProto:
 def cached_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
     ranks = dict.fromkeys(CACHED_INPUTS[:3], 3) | dict.fromkeys(CACHED_INPUTS[3:], 4)
     node = cached_attention_node(CACHED_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
-    return _model_of(node, ranks, [cached_attention_function()], CACHED_OPSET)
+    return _model_of(node, ranks, [cached_attention_function()], CACHED_OPSET, {"mask": TensorProto.BOOL})
 
 
 def norm_model(epsilon: float = 1e-6) -> ModelProto:
@@ -65,14 +66,15 @@ def norm_inputs(batch, tokens, width):
 
 
 def _model_of(
-    node: NodeProto, ranks: dict[str, int], functions: Sequence[FunctionProto] = (), opset: int = 18
+    node: NodeProto,
+    ranks: Mapping[str, int],
+    functions: Sequence[FunctionProto] = (),
+    opset: int = 18,
+    types: Mapping[str, int] = MappingProxyType({}),
 ) -> ModelProto:
+    """Inputs are floats where `types` does not say else."""
     inputs = [
-        helper.make_tensor_value_info(
-            name,
-            TensorProto.BOOL if functions and name == "mask" else TensorProto.FLOAT,
-            [f"{name}{i}" for i in range(rank)],
-        )
+        helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), [f"{name}{i}" for i in range(rank)])
         for name, rank in ranks.items()
     ]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output]
