@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -30,8 +30,12 @@ class Shape:
     blocks: tuple[BlockShape, ...]
     head_dim: int
 
-    def with_each(self, change: Callable[[BlockShape], BlockShape]) -> Shape:
-        return replace(self, blocks=tuple(change(block) for block in self.blocks))
+    def with_each(self, change: Callable[[BlockShape], BlockShape], ignore: Sequence[int] = ()) -> Shape:
+        """The shape with all blocks changed but those of `ignore`, whose numbers may count from the end."""
+        count = len(self.blocks)
+        left = {index + count if index < 0 else index for index in ignore}
+        blocks = (block if index in left else change(block) for index, block in enumerate(self.blocks))
+        return replace(self, blocks=tuple(blocks))
 
 
 def out_features(linear: nn.Linear | Conv1D) -> int:

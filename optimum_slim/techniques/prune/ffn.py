@@ -9,13 +9,14 @@ from typing import ClassVar
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches, grams_in_turn
-from optimum_slim.model.shape import Shape, shape_of
+from optimum_slim.model.shape import BlockShape, Shape, shape_of
 from optimum_slim.model.sparsity import why_not_cut
 from optimum_slim.model.surgery import keep_neurons
 from optimum_slim.techniques.prune.importance import (
     dense_weight,
     group_energy,
     highest,
+    idle_layers,
     kept_of,
     mistakes_in_amount,
     refit,
@@ -37,6 +38,7 @@ class PruneFFN(Technique):
     keep: int | None = None  # or how many neurons stay
     round_to: int = 16  # the kernels work in groups of this many
     refit: bool = True  # solve for the weights of the neurons that stay
+    ignore_layers: tuple[int, ...] = ()  # layers that stay as they are, by number from 0, or from -1 at the end
 
     def mistakes(self) -> Iterator[str]:
         yield from mistakes_in_amount(self.ratio, self.keep)
@@ -45,9 +47,13 @@ class PruneFFN(Technique):
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         yield from why_not_cut(config)
+        yield from idle_layers(shape, self.ignore_layers)
 
     def shape_after(self, shape: Shape) -> Shape:
-        return shape.with_each(lambda b: replace(b, ffn=kept_of(b.ffn, self.ratio, self.keep, self.round_to)))
+        return shape.with_each(self._block_after, self.ignore_layers)
+
+    def _block_after(self, block: BlockShape) -> BlockShape:
+        return replace(block, ffn=kept_of(block.ffn, self.ratio, self.keep, self.round_to))
 
     def apply(self, model: PreTrainedModel, calibration_data: Batches) -> None:
         before, wanted = shape_of(model).blocks, self.shape_after(shape_of(model)).blocks

@@ -17,6 +17,7 @@ from optimum_slim.techniques.prune.importance import (
     dense_weight,
     group_energy,
     highest,
+    idle_layers,
     kept_of,
     mistakes_in_amount,
     refit,
@@ -39,18 +40,20 @@ class PruneHeads(Technique):
     ratio: float | None = None  # share of each layer's query heads to remove
     keep: int | None = None  # or how many stay in each layer
     refit: bool = True  # solve for the output projection of the heads that stay
+    ignore_layers: tuple[int, ...] = ()  # layers that stay as they are, by number from 0, or from -1 at the end
 
     def mistakes(self) -> Iterator[str]:
         yield from mistakes_in_amount(self.ratio, self.keep)
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         yield from why_not_cut(config)
+        yield from idle_layers(shape, self.ignore_layers)
         uneven = [b for b in shape.blocks if self.keep is not None and b.kv_heads < b.heads and self.keep % b.kv_heads]
         if uneven:
             yield f"keep must be a multiple of the {uneven[0].kv_heads} key/value heads, not {self.keep}"
 
     def shape_after(self, shape: Shape) -> Shape:
-        return shape.with_each(self._block_after)
+        return shape.with_each(self._block_after, self.ignore_layers)
 
     def _block_after(self, block: BlockShape) -> BlockShape:
         if block.heads == block.kv_heads:

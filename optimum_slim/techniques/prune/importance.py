@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from optimum_slim.model.shape import Shape
+
 
 def kept_of(total: int, ratio: float | None, keep: int | None, round_to: int = 1) -> int:
     """How many of `total` stay: `keep`, or what `ratio` leaves, rounded to a multiple of `round_to`, at least one
@@ -27,6 +29,14 @@ def mistakes_in_amount(ratio: float | None, keep: int | None) -> Iterator[str]:
         yield f"ratio must be at least 0 and below 1, not {ratio}"
     if keep is not None and keep < 1:
         yield f"keep must be at least 1, not {keep}"
+
+
+def idle_layers(shape: Shape, ignore: Sequence[int]) -> Iterator[str]:
+    """What is wrong with `ignore_layers` for a model of this shape, in words for the user."""
+    count = len(shape.blocks)
+    for index in ignore:
+        if not -count <= index < count:
+            yield f"ignore_layers: {index} is none of the {count} layers, which are 0 to {count - 1}, or -{count} to -1"
 
 
 def group_energy(weight: Tensor, gram: Tensor, group: int) -> Tensor:

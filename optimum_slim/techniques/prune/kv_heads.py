@@ -18,6 +18,7 @@ from optimum_slim.techniques.prune.importance import (
     dense_weight,
     group_energy,
     highest,
+    idle_layers,
     kept_of,
     mistakes_in_amount,
 )
@@ -38,12 +39,14 @@ class PruneKVHeads(Technique):
     ratio: float | None = None  # share of each layer's key/value heads to remove
     keep: int | None = None  # or how many stay in each layer
     how: Literal["drop", "merge"] = "drop"  # merge costs less quality, drop also removes query heads
+    ignore_layers: tuple[int, ...] = ()  # layers that stay as they are, by number from 0, or from -1 at the end
 
     def mistakes(self) -> Iterator[str]:
         yield from mistakes_in_amount(self.ratio, self.keep)
 
     def refusals(self, config: PretrainedConfig, shape: Shape) -> Iterator[str]:
         yield from why_not_cut(config)
+        yield from idle_layers(shape, self.ignore_layers)
         if anatomy_of(config).kv_heads_key is None:
             yield f"{config.model_type} has no key/value heads apart from its heads; use prune.heads"
             return
@@ -53,7 +56,7 @@ class PruneKVHeads(Technique):
                 return
 
     def shape_after(self, shape: Shape) -> Shape:
-        return shape.with_each(self._block_after)
+        return shape.with_each(self._block_after, self.ignore_layers)
 
     def _block_after(self, block: BlockShape) -> BlockShape:
         kv_heads = kept_of(block.kv_heads, self.ratio, self.keep)
