@@ -31,6 +31,7 @@ from optimum_slim.deploy.logits import Logits, last_logits
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms
+from optimum_slim.deploy.read_tokens import compute_read_tokens
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
 from optimum_slim.progress import logs_silenced
 
@@ -50,6 +51,7 @@ def prepared(source: Path, logits: Logits = "all") -> onnx.ModelProto:
     fuse_cached_attention(graph)
     if logits == "last":
         last_logits(graph)
+    compute_read_tokens(graph)
     return graph
 
 

@@ -119,16 +119,16 @@ CachedKernel CachedKernel::made(ort::Api api, ort::ConstHandle info) {
   return {api, heads, kv_heads, node.real("scale"), &choose_products()};
 }
 
-// The past of some heads and what is new: [batch, heads, tokens, size] and [batch, tokens, heads * size].
-void append(const Attention& a, const float* past, const float* added, float* to) {
+// The past of some heads and `count` new tokens: [batch, heads, tokens, size] and [batch, tokens, heads * size].
+void append(const Attention& a, int64_t count, const float* past, const float* added, float* to) {
   if (!a.batch || !a.size) return;
-  const int64_t old = (a.keys - a.queries) * a.size;
+  const int64_t old = (a.keys - count) * a.size;
   for (int64_t batch = 0; batch < a.batch; ++batch)
     for (int64_t head = 0; head < a.kv_heads; ++head) {
       if (old) std::memcpy(to, past, old * sizeof *to);
       past += old, to += old;
-      for (int64_t t = 0; t < a.queries; ++t, to += a.size)
-        std::memcpy(to, added + ((batch * a.queries + t) * a.kv_heads + head) * a.size, a.size * sizeof *to);
+      for (int64_t t = 0; t < count; ++t, to += a.size)
+        std::memcpy(to, added + ((batch * count + t) * a.kv_heads + head) * a.size, a.size * sizeof *to);
     }
 }
 
@@ -138,7 +138,7 @@ void CachedKernel::run(ort::Handle context) const {
   const auto seen = input<uint8_t>(api, context, kMask, kInputs[kMask]);
   check_tokens(query, key, value);
   const Shape &q = query.shape, &k = key.shape, &past = past_key.shape;
-  if (q[0] != k[0] || q[1] != k[1]) fail("inputs query and key differ in batch or tokens", "equal ones");
+  if (q[0] != k[0]) fail("inputs query and key differ in batch", "an equal one");
   if (q[2] % heads) fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads");
   Attention a{};
   a.batch = q[0], a.queries = q[1], a.heads = heads, a.kv_heads = kv_heads, a.size = q[2] / heads, a.scale = scale;
@@ -148,16 +148,17 @@ void CachedKernel::run(ort::Handle context) const {
   if (past != past_value.shape) fail("inputs past_key and past_value have different shapes", "equal ones");
   if (past[0] != a.batch || past[1] != kv_heads || past[3] != a.size)
     fail("input past_key has other sizes", "batch, kv_num_heads and the size of a head");
-  if (past[2] > kMostTokens) fail("the past has too many tokens", std::to_string(kMostTokens) + " at most");
-  a.keys = past[2] + a.queries;
+  if (past[2] > kMostTokens || k[1] > kMostTokens)
+    fail("input past_key or key has too many tokens", std::to_string(kMostTokens) + " at most");
+  a.keys = past[2] + k[1];
   set_mask_strides(a, seen.shape);
 
   a.output = float_output(api, context, q, 0);
   const Shape cache{a.batch, kv_heads, a.keys, a.size};
   float* const keys = float_output(api, context, cache, 1);
   float* const values = float_output(api, context, cache, 2);
-  append(a, past_key.data, key.data, keys);
-  append(a, past_value.data, value.data, values);
+  append(a, k[1], past_key.data, key.data, keys);
+  append(a, k[1], past_value.data, value.data, values);
   if (no_answers(a)) return;
   a.query = query.data, a.key = keys, a.value = values, a.seen = seen.data;
   a.kv_strides[0] = kv_heads * a.keys * a.size, a.kv_strides[1] = a.keys * a.size, a.kv_strides[2] = a.size;

@@ -49,12 +49,14 @@ def attention_inputs(batch, queries, keys, width, mask=(1, 1, 1)):
     return {"query": query, "key": key, "value": value, "mask": mask_values.astype(np.float32)}
 
 
-def cached_attention_inputs(batch, tokens, past, heads, kv_heads, size):
-    """Texts of which each is padded on its left by another count, and sees no later tokens."""
-    seen = np.tril(np.ones((batch, 1, tokens, past + tokens), bool), past)
+def cached_attention_inputs(batch, tokens, past, heads, kv_heads, size, queries=None):
+    """Texts of which each is padded on its left by another count, and sees no later tokens; the last `queries` of the
+    tokens ask."""
+    first = 0 if queries is None else tokens - queries
+    seen = np.tril(np.ones((batch, 1, tokens, past + tokens), bool), past)[:, :, first:]
     for text in range(batch):
         seen[text, ..., :text] = False
-    query = random_rows(batch, tokens, heads * size)
+    query = random_rows(batch, tokens, heads * size)[:, first:]
     key, value = (random_rows(batch, tokens, kv_heads * size, seed=i) for i in (2, 3))
     past_key, past_value = (random_rows(batch, kv_heads, past, size, seed=i) for i in (4, 5))
     return dict(zip(CACHED_INPUTS, (query, key, value, seen, past_key, past_value), strict=True))

@@ -195,11 +195,12 @@ def cached_attention(rng: random.Random) -> Case:
         sizes |= {"batch": 2, "tokens": 160}
     if rng.random() < 0.1:
         sizes[rng.choice(("batch", "tokens"))] = 0
+    sizes["queries"] = rng.choice((sizes["tokens"], sizes["tokens"], rng.randint(0, 50)))
     sizes |= {"1": 1, "size": size, "heads": kv_heads * shared, "kv_heads": kv_heads}
     sizes |= {"width": kv_heads * shared * size, "kv_width": kv_heads * size, "keys": sizes["past"] + sizes["tokens"]}
     new, past = ["batch", "tokens", "kv_width"], ["batch", "kv_heads", "past", "size"]
-    axes = {"query": ["batch", "tokens", "width"], "key": new, "value": list(new)}
-    axes["mask"] = [rng.choice((name, "1")) for name in ("batch", "heads", "tokens")] + ["keys"]
+    axes = {"query": ["batch", "queries", "width"], "key": new, "value": list(new)}
+    axes["mask"] = [rng.choice((name, "1")) for name in ("batch", "heads", "queries")] + ["keys"]
     axes |= {"past_key": past, "past_value": list(past)}
     model = cached_attention_model(kv_heads * shared, kv_heads, rng.choice((0.25, 0.0, -1.0, 3e38)))
     return Case(_without_functions(model), sizes, axes)

@@ -63,6 +63,19 @@ def test_cached_attention_is_that_of_its_function(sizes, threads):
 
 
 @pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("queries", [1, 2, 7, 11])
+def test_tokens_that_do_not_ask_are_kept_all_the_same(queries):
+    inputs, some = (cached_attention_inputs(2, 11, 6, 4, 2, 24, count) for count in (11, queries))
+    model = cached_attention_model(4, 2)
+    whole, ours, stock = (session(model, own).run(None, x) for own, x in ((True, inputs), (True, some), (False, some)))
+    np.testing.assert_allclose(ours[0], whole[0][:, -queries:], rtol=0, atol=3e-6)
+    for one, ours_too, right in zip(whole[1:], ours[1:], stock[1:], strict=True):
+        np.testing.assert_array_equal(ours_too, one)
+        np.testing.assert_array_equal(ours_too, right)
+    np.testing.assert_allclose(ours[0], stock[0], rtol=0, atol=3e-6)
+
+
+@pytest.mark.usefixtures("each_isa")
 def test_a_token_has_the_same_answer_whatever_is_hidden_from_it():
     inputs = cached_attention_inputs(2, 11, 6, 4, 2, 24)
     inputs["mask"][1, :, 3, 5:8] = False  # within what is seen
@@ -135,7 +148,8 @@ def test_attention_that_does_not_fit_is_an_error(shapes, told):
 
 
 BAD_CACHED = {
-    "other tokens": ({"key": (1, 3, 8), "value": (1, 3, 8)}, "differ in batch or tokens"),
+    "other batch": ({"key": (2, 4, 8), "value": (2, 4, 8)}, "query and key differ in batch"),
+    "mask of other tokens": ({"key": (1, 3, 8), "value": (1, 3, 8)}, "the last size of input mask is 6, expected 5"),
     "width no multiple of heads": ({"query": (1, 4, 18)}, "a multiple of q_num_heads"),
     "other width of keys": ({"key": (1, 4, 6), "value": (1, 4, 6)}, "the width of input key is 6, expected 8"),
     "keys and values that differ": ({"value": (1, 4, 6)}, "key and value have different shapes"),
