@@ -156,11 +156,15 @@ def read_integers(
     replace_node(graph, gather, *nodes)
 
 
-def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def quantized_rows(
+    weight: np.ndarray, group_size: int | None = None, spread: float = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric 8-bit integers, -127 to 127 (Jacob et al., arXiv:1712.05877, with zero point 0).
 
     Args:
         weight: float32 [N, K]. group_size: inputs that share a scale; default: all K.
+        spread: the most that the root mean square of a group's integers may be, zeros left out: where it would be more,
+        the integers are smaller.
 
     Returns:
         int8 [N, K], and scales float32 [N, K / group_size]; a group of zeros has scale 1.
@@ -168,7 +172,10 @@ def quantized_rows(weight: np.ndarray, group_size: int | None = None) -> tuple[n
     outputs, inputs = weight.shape
     groups = weight.reshape(outputs, -1, group_size or inputs)
     largest = np.abs(groups).max(axis=2, keepdims=True)
-    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    kept = np.maximum((groups != 0).sum(axis=2, keepdims=True), 1)
+    rms = np.sqrt(np.square(groups, dtype=np.float64).sum(axis=2, keepdims=True) / kept)
+    step = np.maximum(largest / np.float32(127), (rms / spread).astype(np.float32))
+    scale = np.where(largest > 0, step, np.float32(1)).astype(np.float32)
     return np.rint(groups / scale).astype(np.int8).reshape(weight.shape), scale[..., 0]
 
 

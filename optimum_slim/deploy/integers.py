@@ -16,6 +16,10 @@ from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.model.streamed import in_parts
 
+# The root mean square of an output's integers is at most this where its inputs share one scale. Then nearly all sums of
+# four products fit in 16 bits, which is a tenth faster on CPUs without VNNI; rounding still costs 1 % of a weight.
+SPREAD = 30
+
 
 @dataclass(frozen=True)
 class OnGrid:
@@ -100,7 +104,7 @@ def signed_integers(
         ModelError: as above, or zero is not in the grid's middle.
     """
     if known is None:
-        return quantized_rows(weight, group_size)
+        return quantized_rows(weight, group_size, np.inf if group_size else SPREAD)
     integers, scale, zero_point = weight_integers(name, weight, known)
     centred = integers.astype(np.int16) - zero_point[:, None]
     if np.abs(centred).max() > 127:

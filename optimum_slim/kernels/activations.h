@@ -51,6 +51,22 @@ inline Float<8> fused(Float<8> a, Float<8> b, Float<8> c) {
 }
 #endif
 
+// x between two numbers; NaN becomes one of them. GCC would compare and then choose.
+template <class F>
+inline F clamped(F x, float low, float high) {
+  x = x < high ? x : F{} + high;
+  return x > low ? x : F{} + low;
+}
+#if defined(__AVX512F__)
+inline Float<16> clamped(Float<16> x, float low, float high) {
+  return (Float<16>)_mm512_max_ps(_mm512_min_ps((__m512)x, _mm512_set1_ps(high)), _mm512_set1_ps(low));
+}
+#elif defined(__FMA__)
+inline Float<8> clamped(Float<8> x, float low, float high) {
+  return (Float<8>)_mm256_max_ps(_mm256_min_ps((__m256)x, _mm256_set1_ps(high)), _mm256_set1_ps(low));
+}
+#endif
+
 // To one unit in the last place or two: a division takes as long as ten multiplications.
 template <class F>
 inline F reciprocal(F x) {
@@ -76,8 +92,7 @@ inline F polynomial(F x, F value, float coefficient, Rest... rest) {
 template <int kLanes>
 inline Float<kLanes> exponential(Float<kLanes> x) {
   using F = Float<kLanes>;
-  x = x < 88.0f ? x : F{} + 88.0f;
-  x = x > -87.0f ? x : F{} - 87.0f;
+  x = clamped(x, -87.0f, 88.0f);
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
   const F rounder = F{} + 12582912.0f;
   const F shifted = fused(x, F{} + 1.44269504f, rounder);
@@ -101,9 +116,7 @@ template <int kLanes>
 inline Float<kLanes> error_function(Float<kLanes> x) {
   using F = Float<kLanes>;
   constexpr float kEnd = 3.9f;
-  F z = x * 0.707106781f;
-  z = z > kEnd ? F{} + kEnd : z;
-  z = z < -kEnd ? F{} - kEnd : z;
+  const F z = clamped(x * 0.707106781f, -kEnd, kEnd);
   const F square = z * z;
   const F p = polynomial(square, F{} + 2.014859698e-08f, -1.963099783e-06f, 1.405743135e-04f, 3.631290672e-03f,
                          5.034183024e-02f, 1.981592072e-01f, 1.128379113e+00f);

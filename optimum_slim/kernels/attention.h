@@ -29,14 +29,16 @@ constexpr int kQueries = kLanes == 16 ? 4 : kLanes == 8 ? 6 : 2;
 template <int kLanes, int kMany>
 constexpr int kVectors = kMany > 1 && kLanes == 8 ? 2 : kMany == 1 && kLanes < 16 ? 8 : 4;
 
-// Else GCC loads a vector once more for each product.
-template <class F, int kSome>
-[[gnu::always_inline]] inline void in_registers([[maybe_unused]] F (&some)[kSome]) {
+// A vector that stays in its register: else GCC loads it once more for each product.
+template <int kLanes>
+[[gnu::always_inline]] inline Float<kLanes> load_once(const float* from) {
+  Float<kLanes> value = load<kLanes>(from);
 #if defined(__AVX512F__)
-  for (F& one : some) asm("" : "+v"(one));
+  asm("" : "+v"(value));
 #elif defined(__AVX__)
-  for (F& one : some) asm("" : "+x"(one));
+  asm("" : "+x"(value));
 #endif
+  return value;
 }
 
 constexpr int64_t kFewQueries = 4;  // for which laying out the keys would cost more than it gains
@@ -118,8 +120,7 @@ struct AttentionHead {
     for (int64_t i = 0; i < a.size; ++i) {
       Float<kLanes> some[kSome];
 #pragma GCC unroll 8
-      for (int v = 0; v < kSome; ++v) some[v] = load<kLanes>(from + (v * a.size + i) * kLanes);
-      in_registers(some);
+      for (int v = 0; v < kSome; ++v) some[v] = load_once<kLanes>(from + (v * a.size + i) * kLanes);
 #pragma GCC unroll 8
       for (int q = 0; q < kMany; ++q)
 #pragma GCC unroll 8
@@ -148,19 +149,25 @@ struct AttentionHead {
     }
   }
 
-  static float total(Float<kLanes> values) {
+  template <class Both>
+  static float folded(Float<kLanes> values, const Both& both) {
     float halves[kLanes];
     std::memcpy(halves, &values, sizeof halves);
 #pragma GCC unroll 8
     for (int count = kLanes / 2; count; count /= 2)
 #pragma GCC unroll 8
-      for (int i = 0; i < count; ++i) halves[i] += halves[i + count];
+      for (int i = 0; i < count; ++i) halves[i] = both(halves[i], halves[i + count]);
     return halves[0];
   }
+  static float total(Float<kLanes> values) {
+    return folded(values, [](float one, float other) { return one + other; });
+  }
+  static float most(Float<kLanes> values) {
+    return folded(values, [](float one, float other) { return one < other ? other : one; });
+  }
 
-  // Turns one query's scores from `begin` to `end`, which are whole vectors, into e^(score - largest), 0 where it does
-  // not see, and returns one over their sum.
-  float exponentials(const Sight& sight, const float* mask, int64_t begin, int64_t end, float* own) const {
+  // Scales one query's scores from `begin` to `end`, which are whole vectors, adds the mask, and returns the largest.
+  Float<kLanes> masked(const Sight& sight, const float* mask, int64_t begin, int64_t end, float* own) const {
     using F = Float<kLanes>;
     F largest = splat<kLanes>(kLowest);
     const F scale = splat<kLanes>(a.scale);
@@ -177,8 +184,12 @@ struct AttentionHead {
       std::memcpy(own + t, &value, sizeof value);
       largest = value > largest ? value : largest;
     }
-    float most = kLowest;
-    for (int lane = 0; lane < kLanes; ++lane) most = std::max(most, largest[lane]);
+    return largest;
+  }
+
+  // Turns them into e^(score - largest), 0 where the query does not see, and returns one over their sum.
+  float exponentials(const Sight& sight, float most, int64_t begin, int64_t end, float* own) const {
+    using F = Float<kLanes>;
     F sum{};
     for (int64_t t = begin; t < end; t += kLanes) {
       const F value = load<kLanes>(own + t) - most;
@@ -207,8 +218,7 @@ struct AttentionHead {
     for (int64_t t = begin; t < end; ++t, from += a.kv_strides[2]) {
       Float<kLanes> some[kSome];
 #pragma GCC unroll 8
-      for (int v = 0; v < kSome; ++v) some[v] = load<kLanes>(from + v * kLanes);
-      in_registers(some);
+      for (int v = 0; v < kSome; ++v) some[v] = load_once<kLanes>(from + v * kLanes);
 #pragma GCC unroll 8
       for (int q = 0; q < kMany; ++q)
 #pragma GCC unroll 8
@@ -255,11 +265,14 @@ struct AttentionHead {
     } else {
       score_in_place(some[0], begin, end);
     }
+    // One step for all queries before the next: what a step ends with makes the next one wait.
+    const auto sight_of = [&](int q) { return first + std::min<int64_t>(q, count - 1); };
+    Float<kLanes> largest[kMany];
+    for (int q = 0; q < kMany; ++q)
+      largest[q] = masked(sights[sight_of(q)], mask_of(sight_of(q), masks + q * padded), begin, whole, scores + q * padded);
     float inverse[kMany];
-    for (int q = 0; q < kMany; ++q) {
-      const int64_t query = first + std::min<int64_t>(q, count - 1);
-      inverse[q] = exponentials(sights[query], mask_of(query, masks + q * padded), begin, whole, scores + q * padded);
-    }
+    for (int q = 0; q < kMany; ++q)
+      inverse[q] = exponentials(sights[sight_of(q)], most(largest[q]), begin, whole, scores + q * padded);
     const float* value = values();
     float* to = a.output + row;
     int64_t i = 0;

@@ -97,9 +97,9 @@ struct ShortDot {
   using Weights = Avx2::Sums;
   static Weights load(const uint8_t* weights) {
     const auto* halves = reinterpret_cast<const __m256i*>(weights);
-    Weights loaded{{_mm256_load_si256(halves), _mm256_load_si256(halves + 1)}};
-    asm("" : "+x"(loaded.half[0]), "+x"(loaded.half[1]));  // else GCC loads them once more for each row
-    return loaded;
+    __m256i low = _mm256_load_si256(halves), high = _mm256_load_si256(halves + 1);
+    asm("" : "+x"(low), "+x"(high));  // else GCC loads them once more for each row
+    return {{low, high}};
   }
   static Short first(const Weights& weights, const uint8_t* quad) {
     const __m256i a = broadcast_quad(quad);
@@ -110,9 +110,9 @@ struct ShortDot {
     __m256i low = _mm256_maddubs_epi16(weights.half[0], a), high = _mm256_maddubs_epi16(weights.half[1], a);
     // Both products come before both sums: in turns, they would get into each other's way.
     asm("" : "+x"(low), "+x"(high));
-    sums = {{_mm256_add_epi16(sums.half[0], low), _mm256_add_epi16(sums.half[1], high)}};
-    asm("" : "+x"(sums.half[0]), "+x"(sums.half[1]));  // else GCC adds in another order, for which it lacks registers
-    return sums;
+    low = _mm256_add_epi16(sums.half[0], low), high = _mm256_add_epi16(sums.half[1], high);
+    asm("" : "+x"(low), "+x"(high));  // else GCC adds in another order, for which it lacks registers
+    return {{low, high}};
   }
   static Avx2::Sums widened(Avx2::Sums sums, Short more) {
     return {{add_widened(sums.half[0], more.half[0]), add_widened(sums.half[1], more.half[1])}};

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 from optimum_slim.deploy.export import export
 from optimum_slim.deploy.graph import quantized_rows
+from optimum_slim.deploy.integers import signed_integers
 from optimum_slim.deploy.lowering import lower, uses_kernels
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.measure import one_linear
@@ -76,6 +77,20 @@ def test_weights_that_do_not_fit_their_pattern_are_an_error(exported):
     graph = onnx.load(exported[1])
     with pytest.raises(ModelError, match=r"layer.1/output/dense/MatMul: 2:4 keeps at most 2 of 4"):
         lower(graph, {"bert.encoder.layer.1.output.dense.weight": "2:4"})
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.8])
+def test_integers_spread_so_far_and_no_farther(zeros):
+    draw = np.random.default_rng(0)
+    weight = draw.standard_normal((64, 576)).astype(np.float32) * (draw.random((64, 576)) >= zeros)
+    weight[0, 5] = 20  # one large weight is worth all 127
+    integers, scale = signed_integers("w", weight, None)
+    spread = [np.sqrt(np.square(row[row != 0], dtype=float).mean()) for row in integers]
+    assert np.median(spread) > 29
+    assert max(spread[1:]) < 31
+    assert np.abs(integers[0]).max() == 127
+    assert (np.abs(integers * scale - weight) <= scale * 0.5001).all()
+    assert np.abs(signed_integers("w", weight, None, 64)[0].reshape(-1, 64)).max(1).min() == 127
 
 
 def test_a_group_of_zeros_has_a_scale():
