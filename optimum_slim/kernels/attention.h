@@ -44,14 +44,6 @@ template <int kLanes>
 constexpr int64_t kFewQueries = 4;  // for which laying out the keys would cost more than it gains
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();
-// What a mask adds to the score of a key that is not seen is below this, and then no power of it is left.
-constexpr float kUnseen = -1e30f;
-
-// The keys that a query sees, but for some within if it is not `solid`.
-struct Sight {
-  int64_t begin, end;
-  bool solid;
-};
 
 template <int kLanes>
 struct AttentionHead {
@@ -61,7 +53,6 @@ struct AttentionHead {
   float* packed;   // keys: [padded / lanes][size][lanes]
   float* scores;   // [kQueries][padded]
   float* masks;    // likewise
-  Sight* sights;   // of each query
 
   const float* keys() const { return a.key + place(); }
   const float* values() const { return a.value + place(); }
@@ -72,32 +63,17 @@ struct AttentionHead {
     return batch * a.mask_strides[0] + number * a.mask_strides[1] + query * a.mask_strides[2];
   }
 
-  // Where a query sees nothing, all keys are alike.
-  void look() const {
-    for (int64_t query = 0; query < a.queries; ++query) {
-      const int64_t at = mask_place(query);
-      const auto sees = [&](int64_t t) { return a.mask ? !(a.mask[at + t] < kUnseen) : a.seen[at + t] != 0; };
-      Sight sight{0, a.keys, true};
-      while (sight.end > 0 && !sees(sight.end - 1)) --sight.end;
-      if (!sight.end) {
-        sights[query] = {0, a.keys, false};
-        continue;
-      }
-      while (!sees(sight.begin)) ++sight.begin;
-      int64_t others = 0;
-      for (int64_t t = sight.begin; t < sight.end; ++t) others += a.mask ? a.mask[at + t] != 0 : a.seen[at + t] == 0;
-      sight.solid = !others;
-      sights[query] = sight;
-    }
+  const Sight& sight(int64_t query) const {
+    return a.sights[batch * a.sight_strides[0] + number * a.sight_strides[1] + query];
   }
 
   // What is added to the scores of a query, by key; null where that is nothing.
   const float* mask_of(int64_t query, float* own) const {
-    const Sight& sight = sights[query];
-    if (sight.solid) return nullptr;
+    const Sight& seen = sight(query);
+    if (seen.solid) return nullptr;
     const int64_t at = mask_place(query);
     if (a.mask) return a.mask + at;
-    for (int64_t t = sight.begin; t < sight.end; ++t) own[t] = a.seen[at + t] ? 0.0f : kLowest;
+    for (int64_t t = seen.begin; t < seen.end; ++t) own[t] = a.seen[at + t] ? 0.0f : kLowest;
     return own;
   }
 
@@ -254,8 +230,8 @@ struct AttentionHead {
     for (int q = 0; q < kMany; ++q) {
       const int64_t query = std::min<int64_t>(q, count - 1);
       some[q] = a.query + row + query * a.heads * a.size;
-      begin = std::min(begin, sights[first + query].begin / kLanes * kLanes);
-      end = std::max(end, sights[first + query].end);
+      begin = std::min(begin, sight(first + query).begin / kLanes * kLanes);
+      end = std::max(end, sight(first + query).end);
     }
     const int64_t whole = round_up(end, kLanes);
     if constexpr (kPacked) {
@@ -266,13 +242,15 @@ struct AttentionHead {
       score_in_place(some[0], begin, end);
     }
     // One step for all queries before the next: what a step ends with makes the next one wait.
-    const auto sight_of = [&](int q) { return first + std::min<int64_t>(q, count - 1); };
+    const auto query = [&](int q) { return first + std::min<int64_t>(q, count - 1); };
     Float<kLanes> largest[kMany];
-    for (int q = 0; q < kMany; ++q)
-      largest[q] = masked(sights[sight_of(q)], mask_of(sight_of(q), masks + q * padded), begin, whole, scores + q * padded);
+    for (int q = 0; q < kMany; ++q) {
+      const float* mask = mask_of(query(q), masks + q * padded);
+      largest[q] = masked(sight(query(q)), mask, begin, whole, scores + q * padded);
+    }
     float inverse[kMany];
     for (int q = 0; q < kMany; ++q)
-      inverse[q] = exponentials(sights[sight_of(q)], most(largest[q]), begin, whole, scores + q * padded);
+      inverse[q] = exponentials(sight(query(q)), most(largest[q]), begin, whole, scores + q * padded);
     const float* value = values();
     float* to = a.output + row;
     int64_t i = 0;
@@ -286,16 +264,13 @@ struct AttentionHead {
 template <int kLanes>
 void attend(const Attention& a, Range heads, float* scratch) {
   constexpr int kMany = kQueries<kLanes>;
-  static_assert(kLanes <= kMostLanes && kMany <= kMostQueries && sizeof(Sight) <= kSightFloats * sizeof(float),
-                "they fit in the scratch");
+  static_assert(kLanes <= kMostLanes && kMany <= kMostQueries, "they fit in the scratch");
   const int64_t padded = round_up(a.keys, kLanes);
-  float* const masks = scratch + padded * (a.size + kMany);
-  AttentionHead<kLanes> head{a,     0, 0, padded, scratch, scratch + padded * a.size,
-                             masks, reinterpret_cast<Sight*>(masks + padded * kMany)};
+  float* const scores = scratch + padded * a.size;
+  AttentionHead<kLanes> head{a, 0, 0, padded, scratch, scores, scores + padded * kMany};
   const float* packed = nullptr;
   for (int64_t at = heads.begin; at < heads.end; ++at) {
     head.batch = at / a.heads, head.number = at % a.heads;
-    if (at == heads.begin || !head.number || a.mask_strides[1]) head.look();
     if (a.queries < kFewQueries) {
       for (int64_t query = 0; query < a.queries; ++query) head.template answer<1, false>(query, 1);
       continue;

@@ -14,6 +14,12 @@ struct Range {
   int64_t end;
 };
 
+// The keys that a query sees, but for some within if it is not `solid`.
+struct Sight {
+  int64_t begin, end;
+  bool solid;
+};
+
 // One call of SlimAttention or SlimCachedAttention. Rows of query and output are [heads][size]; those of key and value
 // lie as their strides say, and several heads of queries may share one of theirs. A stride of 0 repeats the mask, which
 // is added to the scores, or tells which keys are seen.
@@ -26,13 +32,14 @@ struct Attention {
   float* output;
   int64_t kv_strides[3];    // of batch, head and key
   int64_t mask_strides[3];  // of batch, head and query
+  const Sight* sights;      // by query, ..
+  int64_t sight_strides[2];  // ..of batch and head
 };
 
 // The floats that `attend` needs for a task.
-constexpr int64_t kMostLanes = 16, kMostQueries = 6, kSightFloats = 6;
+constexpr int64_t kMostLanes = 16, kMostQueries = 6;
 inline int64_t attention_scratch(const Attention& a) {
-  const int64_t padded = round_up(a.keys, kMostLanes);
-  return padded * (a.size + 2 * kMostQueries) + round_up(kSightFloats * a.queries, kMostLanes);
+  return round_up(a.keys, kMostLanes) * (a.size + 2 * kMostQueries);
 }
 
 // One call of SlimResidualNorm; rows have `size` values.

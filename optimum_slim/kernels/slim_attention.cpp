@@ -20,6 +20,9 @@ constexpr int64_t kMostTokens = int64_t{1} << 40;
 constexpr int64_t kWorthSplitting = 4000000;
 constexpr int64_t kMostTasks = 16;
 
+// What a mask adds to the score of a key that is not seen is below this, and then no power of it is left.
+constexpr float kUnseen = -1e30f;
+
 [[noreturn]] void fail(const std::string& what, const std::string& expected) {
   throw ModelError(what + ", expected " + expected);
 }
@@ -53,8 +56,40 @@ void set_mask_strides(Attention& a, const Shape& mask) {
 // Then the other sizes may be too large to be multiplied, likewise.
 bool no_answers(const Attention& a) { return !a.batch || !a.queries || !a.size; }
 
-void run_heads(const Attention& a, const Products& products, const Parallel& parallel) {
+bool sees(float added) { return !(added < kUnseen); }
+bool sees(uint8_t seen) { return seen; }
+bool alike(float added) { return added == 0; }
+bool alike(uint8_t seen) { return seen; }
+
+// Where a query sees nothing, all keys are alike.
+template <class T>
+Sight sight_of(const T* mask, int64_t keys) {
+  Sight sight{0, keys, true};
+  while (sight.end > 0 && !sees(mask[sight.end - 1])) --sight.end;
+  if (!sight.end) return {0, keys, false};
+  while (!sees(mask[sight.begin])) ++sight.begin;
+  for (int64_t t = sight.begin; t < sight.end; ++t) sight.solid &= alike(mask[t]);
+  return sight;
+}
+
+// Once for all tasks, and for all heads that share a mask.
+void look(Attention& a, Scratch& memory) {
+  const int64_t heads = a.mask_strides[1] ? a.heads : 1;
+  a.sight_strides[0] = heads * a.queries, a.sight_strides[1] = a.mask_strides[1] ? a.queries : 0;
+  Sight* to = memory.take<Sight>(a.batch * heads * a.queries);
+  a.sights = to;
+  for (int64_t batch = 0; batch < a.batch; ++batch)
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t query = 0; query < a.queries; ++query) {
+        const int64_t at = batch * a.mask_strides[0] + head * a.mask_strides[1] + query * a.mask_strides[2];
+        *to++ = a.mask ? sight_of(a.mask + at, a.keys) : sight_of(a.seen + at, a.keys);
+      }
+}
+
+void run_heads(Attention& a, const Products& products, const Parallel& parallel) {
   if (!a.keys) fail("there are no keys", "one at least");
+  thread_local Scratch sights;
+  look(a, sights);
   const int64_t all = a.batch * a.heads, work = 2 * all * a.queries * a.keys * a.size;
   const int64_t tasks = work < kWorthSplitting ? 1 : std::min(all, kMostTasks);
   const int64_t floats = attention_scratch(a);

@@ -223,15 +223,16 @@ void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Paralle
   const int64_t parts = std::clamp<int64_t>(wanted / tiles, 1, panels.end);
   enum : int { kMissing, kInWork, kPacked };
   std::array<std::atomic<int>, kRowsAtOnce / kPanel> states{};
+  // All tiles meet some panels before the next panels come: these stay in a near cache meanwhile.
   parallel(tiles * parts, [&](int64_t task) {
-    const int64_t tile = task / parts;
+    const int64_t tile = task % tiles;
     int seen = kMissing;
     if (states[tile].compare_exchange_strong(seen, kInWork)) {
       pack_tile(tile);
       states[tile].store(kPacked, std::memory_order_release);
     }
     while (states[tile].load(std::memory_order_acquire) != kPacked) std::this_thread::yield();
-    multiply(tile, part(panels, task % parts, parts));
+    multiply(tile, part(panels, task / tiles, parts));
   });
 }
 

@@ -2,13 +2,15 @@
 
 python tests/benchmarks/frontier.py --model M --data D --work W                       trains what is missing
 python tests/benchmarks/frontier.py --model M --data D --work W --names "3 layers" --seeds 0,1
+python tests/benchmarks/frontier.py --model M --data D --work W --again               makes the files of W anew
 python tests/benchmarks/frontier.py --model M --data D --work W --time                times all of them
 python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg (by matplotlib)
 
 Recipes stand in frontier.yaml, results in results/frontier.json. A result is kept under the hash of its recipe, its
-seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made. Timing
-wants a quiet machine; a recipe that W holds no folder of is timed after a few steps of training, as what weights are
-does not change the time.
+seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made: where
+files are made in a new way, `--again` makes and judges theirs anew from the trained weights. Timing wants a quiet
+machine; a recipe that W holds no folder of is timed after a few steps of training, as what weights are does not change
+the time.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=HERE / "results" / "frontier.json")
     parser.add_argument("--names", help="recipes, with ; between them; default: all")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--again", action="store_true", help="make anew what was made, without training")
     parser.add_argument("--time", action="store_true", help="time a folder of each recipe, all in turns")
     parser.add_argument("--threads", default="1,2", help="to time with")
     parser.add_argument("--plot", action="store_true", help="draw what is known instead of making any")
@@ -50,7 +53,10 @@ def main() -> None:
         # All recipes with one seed say more than one recipe with all.
         for seed in map(int, arguments.seeds.split(",")):
             for name in names:
-                found.make(name, seed)
+                if arguments.again:
+                    found.make_again(name, seed)
+                else:
+                    found.make(name, seed)
     for name in names:
         print(told(name, found.rows.get(name, {})))
 
@@ -97,7 +103,6 @@ class Frontier:
     def make(self, name: str, seed: int) -> None:
         """Runs a recipe and judges what comes out, unless that is known."""
         from optimum_slim import slim
-        from optimum_slim.deploy.export import onnx_bytes
         from optimum_slim.recipe import read_recipe
 
         key = self.key(name, seed)
@@ -111,21 +116,45 @@ class Frontier:
             report = slim(read_recipe(self.whole(content, seed)), folder, say=print)
             seconds = sum(step["seconds"] for step in report.steps)
             (folder / "seconds.json").write_text(json.dumps(seconds))
-        correct = self.correct(folder)
         row["recipe"] = content
-        row["runs"][str(seed)] = {
-            "key": key,
-            "accuracy": round(correct.count("1") / len(correct), 5),
-            "bytes": onnx_bytes(folder / "model.onnx"),
-            "seconds": json.loads((folder / "seconds.json").read_text()),
-            "correct": correct,
-        }
+        row["runs"][str(seed)] = self.judged(key)
         if "original" not in self.rows:
             correct = self.correct(self.original())
             accuracy = round(correct.count("1") / len(correct), 5)
             self.rows["original"] = {"runs": {"0": {"accuracy": accuracy, "correct": correct}}}
         self.save()
         print(told(name, row), flush=True)
+
+    def make_again(self, name: str, seed: int) -> None:
+        """Makes and judges the file of a recipe that was run, from its trained weights."""
+        from optimum_slim import slim
+        from optimum_slim.recipe import read_recipe
+
+        key, row = self.key(name, seed), self.rows.get(name, {"runs": {}})
+        folder, fresh = self.work / key, self.work / f"{key}-again"
+        if row["runs"].get(str(seed), {}).get("key") != key or not folder.exists():
+            return
+        slim(read_recipe(self.whole(self.recipes[name], seed) | {"model": str(folder), "steps": []}), fresh)
+        shutil.copyfile(folder / "seconds.json", fresh / "seconds.json")
+        shutil.rmtree(folder)
+        fresh.rename(folder)
+        row["runs"][str(seed)] = self.judged(key)
+        self.save()
+        print(told(name, row), flush=True)
+
+    def judged(self, key: str) -> dict[str, Any]:
+        """What a run says of the folder that it made."""
+        from optimum_slim.deploy.export import onnx_bytes
+
+        folder = self.work / key
+        correct = self.correct(folder)
+        return {
+            "key": key,
+            "accuracy": round(correct.count("1") / len(correct), 5),
+            "bytes": onnx_bytes(folder / "model.onnx"),
+            "seconds": json.loads((folder / "seconds.json").read_text()),
+            "correct": correct,
+        }
 
     def whole(self, content: dict[str, Any], seed: int) -> dict[str, Any]:
         """A recipe with its model, texts and seed."""
