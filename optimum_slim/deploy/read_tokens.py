@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from optimum_slim.deploy.glue import observed
-from optimum_slim.deploy.graph import add_constant, drop_unused, replace_input
+from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused, replace_input
 from optimum_slim.deploy.wiring import Wiring, attribute_of
 
 TOKENS = 1  # the axis of tokens in hidden states [batch, tokens, width]
@@ -118,6 +118,7 @@ def _narrow(graph: onnx.ModelProto, shapes: _Shapes, read: _Read) -> int:
     else:
         graph.graph.node.remove(read.node)
         replace_input(graph, read.node.output[0], read.node.input[0])
+    drop_dead_nodes(graph)
     drop_unused(graph)
     return len(inside)
 
