@@ -16,10 +16,6 @@ from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.model.streamed import in_parts
 
-# The root mean square of an output's integers is at most this where its inputs share one scale. Then nearly all sums of
-# four products fit in 16 bits, which is a tenth faster on CPUs without VNNI; rounding still costs 1 % of a weight.
-SPREAD = 30
-
 
 @dataclass(frozen=True)
 class OnGrid:
@@ -90,12 +86,13 @@ def grouped_integers(name: str, weight: np.ndarray, known: OnGrid) -> tuple[np.n
 
 
 def signed_integers(
-    name: str, weight: np.ndarray, known: OnGrid | None, group_size: int | None = None
+    name: str, weight: np.ndarray, known: OnGrid | None, group_size: int | None = None, spread: float = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
     """The same as integers from -127 to 127 around 0.
 
     Args:
         name, weight, known: as above. group_size: inputs that share a scale; default: all.
+        spread: as in `quantized_rows`; a grid's integers are kept.
 
     Returns:
         int8 [outputs, inputs], and scales float32 [outputs, groups].
@@ -104,7 +101,7 @@ def signed_integers(
         ModelError: as above, or zero is not in the grid's middle.
     """
     if known is None:
-        return quantized_rows(weight, group_size, np.inf if group_size else SPREAD)
+        return quantized_rows(weight, group_size, spread)
     integers, scale, zero_point = weight_integers(name, weight, known)
     centred = integers.astype(np.int16) - zero_point[:, None]
     if np.abs(centred).max() > 127:

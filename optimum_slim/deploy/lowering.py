@@ -30,6 +30,11 @@ from optimum_slim.kernels.function import DOMAIN, slim_functions, slim_node
 from optimum_slim.kernels.packing import MIDDLE, pack
 from optimum_slim.kernels.pattern import pattern_named
 
+# The root mean square of an output's integers is at most this where its inputs share one scale. Then nearly all sums of
+# four products fit in 16 bits, which makes many rows a tenth faster on CPUs without VNNI; rounding still costs 1 % of a
+# weight. A model's last linear meets few rows, and its answers are the model's: it keeps all of the 8 bits.
+SPREAD = 30
+
 SMALLEST = 1024  # weights; a classifier's few rows are not worth a node of another kind
 
 
@@ -59,6 +64,7 @@ def lower(
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     left = {name for node in nodes_of(graph, high) for name in node.input[:2]}
+    answers = {value.name for value in graph.graph.output}
     used, made, over_edge = set(), list[str](), False
     for linear in list(linears_in(graph)):
         weight = rows_of(graph, linear)
@@ -66,7 +72,8 @@ def lower(
             continue
         pattern = told_of(linear.nodes[0], patterns) or "dense"
         grouped = group_size if group_size and weight.shape[1] % group_size == 0 else None
-        integers, scale = signed_integers(linear.name, weight, told_of(linear.nodes[0], grids or {}), grouped)
+        spread = np.inf if grouped or linear.output in answers else SPREAD
+        integers, scale = signed_integers(linear.name, weight, told_of(linear.nodes[0], grids or {}), grouped, spread)
         node = _slim_linear(graph, linear, integers, scale, pattern, grouped)
         if linear.weight in tied and tied[linear.weight] not in left:
             groups = weight.shape[1] // (grouped or weight.shape[1])
