@@ -98,7 +98,8 @@ def test_the_file_that_is_served_has_the_ratio_in_blocks(pattern, data, tmp_path
     model = trained(technique, data, tmp_path / "work")
     for _, integers in served(model, "int8-rows", tmp_path, patterns=sparsity_in(model.config)):
         zeros = zero_blocks(torch.from_numpy(integers), pattern)
-        assert int(zeros.sum()) == int(zeros.numel() * technique.ratio)
+        rounded_away = int(zeros.sum()) - int(zeros.numel() * technique.ratio)
+        assert 0 <= rounded_away <= zeros.numel() // 1000
 
 
 MISTAKES = [
