@@ -33,7 +33,7 @@ from optimum_slim.kernels.pattern import pattern_named
 # The root mean square of an output's integers is at most this where its inputs share one scale. Then nearly all sums of
 # four products fit in 16 bits, which makes many rows a tenth faster on CPUs without VNNI; rounding still costs 1 % of a
 # weight. A model's last linear meets few rows, and its answers are the model's: it keeps all of the 8 bits.
-SPREAD = 30
+SPREAD = 32
 
 SMALLEST = 1024  # weights; a classifier's few rows are not worth a node of another kind
 
