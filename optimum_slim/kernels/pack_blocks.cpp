@@ -1,4 +1,8 @@
 // Packs layers of 4x1, 4x2 and 4x4 blocks: lists of quads for many rows, windows of quads for few.
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <cstdlib>
@@ -9,8 +13,15 @@
 namespace slim {
 namespace {
 
-// With 64 rows a segment of activations takes 48 KB: measured, more than that gets slow.
-constexpr int64_t kSegmentQuads = 192;
+// The quads of a segment of activations. With 64 rows one takes 256 bytes, and all must stay in the nearest cache: of
+// 32 KB beside weights and sums, while one of 48 KB may be filled (measured).
+int64_t segment_quads() {
+  int64_t cache = 0;
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  cache = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#endif
+  return cache >= 48 * 1024 ? 192 : 112;
+}
 
 // Blocks that a block is tried with before it goes alone: enough for weights of any distribution.
 constexpr size_t kMostWaiting = 8;
@@ -84,7 +95,8 @@ bool append_step(const std::array<OutputQuads, kPanel>& lanes, std::array<size_t
 BlockWeights pack_blocks(const Layer& layer, int offset) {
   const int64_t quads = layer.block_columns();
   // Blocks of several outputs use what they load often enough to wait for a farther cache.
-  const int64_t segments = layer.block_outputs > 1 ? 1 : (quads + kSegmentQuads - 1) / kSegmentQuads;
+  static const int64_t most = segment_quads();
+  const int64_t segments = layer.block_outputs > 1 ? 1 : (quads + most - 1) / most;
   BlockWeights packed{quads, layer.block_outputs, segments, {}, {}, {}, {}, {}, {}};
   const int64_t padded = round_up(layer.outputs, kPanel);
   packed.start.assign(padded / layer.block_outputs * segments + 1, 0);
