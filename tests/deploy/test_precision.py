@@ -89,7 +89,7 @@ def test_no_weight_is_multiplied_as_floats(deployed, precision):
         ("fp32", 0.999999),
         ("int8-dynamic", 0.99),
         ("int8-static", 0.99),
-        ("int8-rows", 0.995),
+        ("int8-rows", 0.99),
         ("int8-weights", 0.99),
         ("int4-weights", 0.5),
     ],
