@@ -81,7 +81,7 @@ def judge(arguments: argparse.Namespace, name: str, recipe: dict[str, Any], foun
         for part in (made, judged):
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 row = process.submit(part, arguments, recipe, key).result()
-            found["rows"][name] = {"key": key, "recipe": recipe, **found["rows"].get(name, {}), **row}
+            found["rows"][name] = {**found["rows"].get(name, {}), "key": key, "recipe": recipe, **row}
         keep(arguments, found)
     print(told(name, found["rows"][name]), flush=True)
 
