@@ -172,9 +172,11 @@ def quantized_rows(
     outputs, inputs = weight.shape
     groups = weight.reshape(outputs, -1, group_size or inputs)
     largest = np.abs(groups).max(axis=2, keepdims=True)
-    kept = np.maximum((groups != 0).sum(axis=2, keepdims=True), 1)
-    rms = np.sqrt(np.square(groups, dtype=np.float64).sum(axis=2, keepdims=True) / kept)
-    step = np.maximum(largest / np.float32(127), (rms / spread).astype(np.float32))
+    step = largest / np.float32(127)
+    if spread < np.inf:
+        kept = np.maximum((groups != 0).sum(axis=2, keepdims=True), 1)
+        rms = np.sqrt(np.square(groups, dtype=np.float64).sum(axis=2, keepdims=True) / kept)
+        step = np.maximum(step, (rms / spread).astype(np.float32))
     scale = np.where(largest > 0, step, np.float32(1)).astype(np.float32)
     return np.rint(groups / scale).astype(np.int8).reshape(weight.shape), scale[..., 0]
 

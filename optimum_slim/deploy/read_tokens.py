@@ -4,14 +4,13 @@ alone is not computed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from optimum_slim.deploy.glue import observed
-from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused, replace_input
+from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused, replace_input, replace_node
 from optimum_slim.deploy.wiring import Wiring, attribute_of
 
 TOKENS = 1  # the axis of tokens in hidden states [batch, tokens, width]
@@ -27,31 +26,22 @@ def compute_read_tokens(graph: onnx.ModelProto) -> int:
     Answers stay the same, as every node here treats each token by itself.
     """
     wiring = Wiring(graph)
-    reads = [read for node in graph.graph.node if (read := _read(wiring, node))]
-    shapes = _Shapes(graph) if reads else None
-    return sum(_narrow(graph, shapes, read) for read in reads if shapes)
+    reads = [node for node in graph.graph.node if _chooses_tokens(wiring, node)]
+    if not reads:
+        return 0
+    shapes = _Shapes(graph)
+    return sum(_narrow(graph, shapes, read) for read in reads)
 
 
-@dataclass(frozen=True)
-class _Read:
-    """`node` chooses the tokens from `start` to before `end` of a value: names of stored integers, or the integers."""
-
-    node: onnx.NodeProto
-    start: str | int
-    end: str | int
-
-
-def _read(wiring: Wiring, node: onnx.NodeProto) -> _Read | None:
-    if node.op_type == "Gather" and attribute_of(node, "axis", 0) == TOKENS:
+def _chooses_tokens(wiring: Wiring, node: onnx.NodeProto) -> bool:
+    """Whether a node chooses tokens of a value that are known before: a Gather one, a Slice some."""
+    if node.op_type == "Gather":
         index = wiring.constant(node.input[1])
-        if index is not None and index.ndim == 0:
-            at = int(index)
-            return _Read(node, at, at + 1 if at != -1 else np.iinfo(np.int64).max)
+        return attribute_of(node, "axis", 0) == TOKENS and index is not None and index.ndim == 0
     if node.op_type == "Slice" and len(node.input) == 4 and node.output[0] not in wiring.outputs:
         start, end, axes = (wiring.constant(name) for name in node.input[1:])
-        if start is not None and end is not None and axes is not None and axes.tolist() == [TOKENS]:
-            return _Read(node, node.input[1], node.input[2])
-    return None
+        return start is not None and end is not None and axes is not None and axes.tolist() == [TOKENS]
+    return False
 
 
 class _Shapes:
@@ -89,7 +79,7 @@ class _Shapes:
         return at if all(a[at] == b[axis] for a, b in zip(own, whole, strict=True)) else None
 
 
-def _narrow(graph: onnx.ModelProto, shapes: _Shapes, read: _Read) -> int:
+def _narrow(graph: onnx.ModelProto, shapes: _Shapes, read: onnx.NodeProto) -> int:
     wiring = Wiring(graph)
     inside = _inside(graph, wiring, shapes, read)
     if not any(node.op_type in ("MatMul", "Gemm") and node.input[1] in wiring.stored for node, _ in inside):
@@ -97,7 +87,7 @@ def _narrow(graph: onnx.ModelProto, shapes: _Shapes, read: _Read) -> int:
     made = {node.output[0] for node, _ in inside}
     chosen: dict[tuple[str, int], str] = {}
     slices: list[tuple[onnx.NodeProto, onnx.NodeProto]] = []
-    bounds = [_stored(graph, read, bound) for bound in ("start", "end")]
+    bounds = _bounds(graph, wiring, read)
     for node, axes in inside:
         for place, axis in axes.items():
             value = node.input[place]
@@ -108,26 +98,39 @@ def _narrow(graph: onnx.ModelProto, shapes: _Shapes, read: _Read) -> int:
                 add_constant(graph, f"{name}.axis", np.array([axis]))
                 slices.append((node, helper.make_node("Slice", [value, *bounds, f"{name}.axis"], [name], name=name)))
             node.input[place] = chosen[value, axis]
-    _insert(graph, slices)
-    for known in [one for one in graph.graph.value_info if one.name in made]:
-        graph.graph.value_info.remove(known)
-    if read.node.op_type == "Gather":
-        first = f"{read.node.output[0]}.first"
+    for node, choice in slices:
+        replace_node(graph, node, choice, node)
+    if read.op_type == "Gather":
+        first = f"{read.output[0]}.first"
         add_constant(graph, first, np.array(0))
-        read.node.input[1] = first
+        read.input[1] = first
     else:
-        graph.graph.node.remove(read.node)
-        replace_input(graph, read.node.output[0], read.node.input[0])
+        graph.graph.node.remove(read)
+        replace_input(graph, read.output[0], read.input[0])
     drop_dead_nodes(graph)
     drop_unused(graph)
     return len(inside)
 
 
-def _inside(graph: onnx.ModelProto, wiring: Wiring, shapes: _Shapes, read: _Read) -> list[tuple[onnx.NodeProto, Axes]]:
+def _bounds(graph: onnx.ModelProto, wiring: Wiring, read: onnx.NodeProto) -> list[str]:
+    """The names of the first token that a node chooses and of the one behind the last, written down for a Gather."""
+    if read.op_type == "Slice":
+        return list(read.input[1:3])
+    index = wiring.constant(read.input[1])
+    assert index is not None  # `_chooses_tokens`
+    names = [f"{read.output[0]}.{bound}" for bound in ("start", "end")]
+    for name, at in zip(names, (index, index + 1 if index != -1 else np.iinfo(np.int64).max), strict=True):
+        add_constant(graph, name, np.array([at]))
+    return names
+
+
+def _inside(
+    graph: onnx.ModelProto, wiring: Wiring, shapes: _Shapes, read: onnx.NodeProto
+) -> list[tuple[onnx.NodeProto, Axes]]:
     """The nodes whose results lead to the read tokens alone, in the order of the graph, each with the axes of tokens of
     its inputs."""
     axes_of: dict[str, Axes] = {}  # by the output of a node inside
-    wanted = {read.node.input[0]: {TOKENS}}
+    wanted = {read.input[0]: {TOKENS}}
     inside = list[tuple[onnx.NodeProto, Axes]]()
     for node in reversed(graph.graph.node):
         name = node.output[0] if node.output else ""
@@ -135,7 +138,7 @@ def _inside(graph: onnx.ModelProto, wiring: Wiring, shapes: _Shapes, read: _Read
         if axis is None or others or name in wiring.outputs or node.op_type not in _RULES:
             continue
         if not all(
-            reader is read.node or axes_of.get(reader.output[0], {}).keys() >= _places(reader, name)
+            reader is read or axes_of.get(reader.output[0], {}).keys() >= _places(reader, name)
             for reader in wiring.readers[name]
         ):
             continue
@@ -151,22 +154,6 @@ def _inside(graph: onnx.ModelProto, wiring: Wiring, shapes: _Shapes, read: _Read
 
 def _places(node: onnx.NodeProto, name: str) -> set[int]:
     return {place for place, one in enumerate(node.input) if one == name}
-
-
-def _stored(graph: onnx.ModelProto, read: _Read, bound: str) -> str:
-    """The name of a bound of a choice, which is written down where it is not yet."""
-    value = getattr(read, bound)
-    if isinstance(value, str):
-        return value
-    name = f"{read.node.output[0]}.{bound}"
-    add_constant(graph, name, np.array([value]))
-    return name
-
-
-def _insert(graph: onnx.ModelProto, new: Sequence[tuple[onnx.NodeProto, onnx.NodeProto]]) -> None:
-    """Puts nodes before others."""
-    for before, node in new:
-        graph.graph.node.insert(list(graph.graph.node).index(before), node)
 
 
 # Each rule takes a node and the axis of tokens in what it makes, and gives the axes of its inputs, or None where the
