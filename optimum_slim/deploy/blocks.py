@@ -22,11 +22,13 @@ from optimum_slim.deploy.graph import (
 )
 from optimum_slim.deploy.integers import OnGrid, grouped_integers, rows_of
 from optimum_slim.deploy.linears import linears_in
+from optimum_slim.deploy.meetings import part_meetings
 from optimum_slim.deploy.names import told_of
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.blocked import (
     BLOCKED,
+    BLOCKED_OPERATORS,
     ROUNDED,
     SIZES,
     STOCK,
@@ -168,6 +170,7 @@ def set_level(graph: onnx.ModelProto, level: int) -> None:
         level: an `AccuracyLevel`.
     """
     ours = False
+    part_meetings(graph)
     for node in [one for one in graph.graph.node if one.op_type in (STOCK, BLOCKED)]:
         sizes = {name: attribute_of(node, name, 0) for name in SIZES}
         if level == ROUNDED and is_blocked(len(node.input), **sizes):
@@ -175,7 +178,7 @@ def set_level(graph: onnx.ModelProto, level: int) -> None:
         else:
             made = stock_node(node.input, node.output[0], node.name, accuracy_level=level, **sizes)
         replace_node(graph, node, made)
-    for function in [one for one in graph.functions if one.name == BLOCKED]:
+    for function in [one for one in graph.functions if one.name in BLOCKED_OPERATORS]:
         graph.functions.remove(function)
     if ours:
-        add_functions(graph, [blocked_function(opset_of(graph))])
+        add_functions(graph, [blocked_function(opset=opset_of(graph))])

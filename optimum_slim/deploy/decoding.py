@@ -11,11 +11,18 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 from onnx import helper
-from onnxscript.rewriter.pattern import ANY_VALUE, MatchResult, RewriteRuleClassBase, RewriteRuleSet, Var
+from onnxscript.rewriter.pattern import ANY_VALUE, MatchResult, RewriteRuleClassBase, Var
 
 from optimum_slim.deploy.benchmark import feeds
-from optimum_slim.deploy.graph import add_functions, drop_dead_nodes, drop_unused, replace_node
+from optimum_slim.deploy.graph import (
+    add_functions,
+    drop_dead_nodes,
+    drop_unused,
+    put_nodes,
+    replace_node,
+)
 from optimum_slim.deploy.memory import opened
+from optimum_slim.deploy.rewriting import numbers_in, rewritten
 from optimum_slim.kernels.attention import (
     CACHED_ATTRIBUTES,
     CACHED_INPUTS,
@@ -47,17 +54,17 @@ def fuse_cached_attention(graph: onnx.ModelProto) -> int:
     """
     if not any(value.name.startswith(PAST) for value in graph.graph.input):
         return 0
-    nodes = _rewritten(graph)
+    nodes = rewritten(graph, [_CachedAttention.rule(grouped) for grouped in (True, False)], OPSET)
     made = sum(node.op_type == "Attention" for node in nodes)
     if not made:
         return 0
     wanted, before = list(_answers(graph)), list(graph.graph.node)
     opset = next(one for one in graph.opset_import if one.domain in ("", "ai.onnx"))
     version = opset.version
-    _put(graph, nodes)
+    put_nodes(graph, nodes)
     opset.version = max(version, OPSET)
     if not _answers_as(graph, wanted):
-        _put(graph, before)
+        put_nodes(graph, before)
         opset.version = version
         return 0
     drop_dead_nodes(graph)
@@ -107,20 +114,20 @@ class _CachedAttention(RewriteRuleClassBase):
         return op.Reshape(op.Expand(op.Unsqueeze(x, [2]), ANY_VALUE), ANY_VALUE) if self.grouped else x
 
     def check(self, op: Any, *args: Any, **found: Any) -> MatchResult:
-        sizes, width = _numbers(found["by_head"]), _numbers(found["joined"])
+        sizes, width = numbers_in(found["by_head"]), numbers_in(found["joined"])
         if len(sizes) != 4 or len(width) != 3 or [*sizes[:2], *width[:2]] != [0, 0, 0, 0]:
             return MatchResult().fail("heads are not split and joined by sizes that are written down")
         kv_heads, size = sizes[2:]
-        if min(kv_heads, size) < 1 or width[2] % (kv_heads * size) or not _numbers(found["scale"]):
+        if min(kv_heads, size) < 1 or width[2] % (kv_heads * size) or not numbers_in(found["scale"]):
             return MatchResult().fail("heads of queries are not shared evenly, or scaled by no constant")
-        halves = [_numbers(found[name]) for name in ("query_from", "query_to", "key_from", "key_to")]
+        halves = [numbers_in(found[name]) for name in ("query_from", "query_to", "key_from", "key_to")]
         if any(half != [size // 2] for half in halves) or not all(_unsqueezed(found[name]) for name in ("cos", "sin")):
             return MatchResult().fail("heads are not rotated as a whole")
         return MatchResult()
 
     def rewrite(self, op: Any, *args: Any, **found: Any) -> Any:
-        kv_heads, size = _numbers(found["by_head"])[2:]
-        heads = _numbers(found["joined"])[2] // size
+        kv_heads, size = numbers_in(found["by_head"])[2:]
+        heads = numbers_in(found["joined"])[2] // size
         path = found["output"].producer().name.rpartition("/")[0]
         cos, sin = (self._half(op, _unsqueezed(found[name]), size // 2) for name in ("cos", "sin"))
         query, key = (
@@ -132,7 +139,7 @@ class _CachedAttention(RewriteRuleClassBase):
             *(query, key, found["value"], found["mask"], *past),
             q_num_heads=heads,
             kv_num_heads=kv_heads,
-            scale=_numbers(found["scale"])[0],
+            scale=numbers_in(found["scale"])[0],
             _name=f"{path}/Attention",
             _outputs=3,
         )
@@ -159,16 +166,10 @@ def _constant(op: Any, numbers: Sequence[int]) -> ir.Value:
     return op.Constant(value=ir.tensor(numbers, dtype=ir.DataType.INT64))
 
 
-def _numbers(value: ir.Value | None) -> list[Any]:
-    """What is stored in a small constant; nothing where it is computed."""
-    stored = None if value is None else ir.convenience.get_const_tensor(value)
-    return [] if stored is None else stored.numpy().ravel().tolist()
-
-
 def _unsqueezed(value: ir.Value) -> Any:
     """Cosines or sines [batch, tokens, size] before they became [batch, 1, tokens, size]; None where they did not."""
     node = value.producer()
-    if node is None or node.op_type != "Unsqueeze" or _numbers(node.inputs[1]) != [1]:
+    if node is None or node.op_type != "Unsqueeze" or numbers_in(node.inputs[1]) != [1]:
         return None
     return node.inputs[0]
 
@@ -176,7 +177,7 @@ def _unsqueezed(value: ir.Value) -> Any:
 def _flat(op: Any, x: ir.Value) -> Any:
     """Queries or keys [batch, tokens, heads, size] as [batch, tokens, width], from before they were split if so."""
     node = x.producer()
-    if node is not None and node.op_type == "Reshape" and _numbers(node.inputs[1])[:2] == [0, 0]:
+    if node is not None and node.op_type == "Reshape" and numbers_in(node.inputs[1])[:2] == [0, 0]:
         return node.inputs[0]
     return op.Reshape(x, _constant(op, [0, 0, -1]))
 
@@ -185,26 +186,6 @@ def _cache(op: Any, past: ir.Value, heads: int, size: int) -> ir.Value:
     """Past keys or values. Where their sizes are free, an empty cache may come in any (`free_cache_dimensions`)."""
     known = past.shape is not None and [past.shape[1], past.shape[3]] == [heads, size]
     return past if known else op.Reshape(past, _constant(op, [0, heads, -1, size]))
-
-
-def _rewritten(graph: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes with every attention replaced that is found, in order. Weights are inputs meanwhile, not copied."""
-    bare = onnx.ModelProto(ir_version=graph.ir_version, opset_import=graph.opset_import)
-    bare.graph.node.extend(graph.graph.node)
-    bare.graph.output.extend(graph.graph.output)
-    bare.graph.input.extend(graph.graph.input)
-    bare.graph.input.extend(onnx.ValueInfoProto(name=tensor.name) for tensor in graph.graph.initializer)
-    model = ir.from_proto(bare)
-    model.opset_imports[""] = OPSET
-    rules = [_CachedAttention.rule(grouped) for grouped in (True, False)]
-    RewriteRuleSet(rules).apply_to_model(model)
-    model.graph.sort()
-    return list(ir.to_proto(model).graph.node)
-
-
-def _put(graph: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    del graph.graph.node[:]
-    graph.graph.node.extend(nodes)
 
 
 def _answers(graph: onnx.ModelProto) -> Iterator[dict[str, np.ndarray]]:

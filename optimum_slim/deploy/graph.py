@@ -263,3 +263,9 @@ def replace_node(graph: onnx.ModelProto, old: onnx.NodeProto, *new: onnx.NodePro
     graph.graph.node.remove(old)
     for offset, node in enumerate(new):
         graph.graph.node.insert(at + offset, node)
+
+
+def put_nodes(graph: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Makes these all of its nodes, in place."""
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)

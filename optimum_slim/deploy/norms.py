@@ -1,13 +1,23 @@
-"""The sum of a residual and the norm that reads it, as one node."""
+"""Norms as one node each: LayerNorm with the residual before it, and the RMSNorm of decoders."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
+from onnxscript.rewriter.pattern import MatchResult, OrValue, RewriteRuleClassBase
 
 from optimum_slim.deploy.glue import observed
-from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
+from optimum_slim.deploy.graph import add_functions, drop_unused, opset_of, put_nodes, replace_node
+from optimum_slim.deploy.rewriting import numbers_in, rewritten
 from optimum_slim.deploy.wiring import Wiring, attribute_of
-from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node
+from optimum_slim.kernels.function import DOMAIN
+from optimum_slim.kernels.norm import (
+    RMS_NORM,
+    residual_norm_function,
+    residual_norm_node,
+    rms_norm_function,
+)
 
 
 def fuse_residual_norms(graph: onnx.ModelProto) -> int:
@@ -29,6 +39,49 @@ def fuse_residual_norms(graph: onnx.ModelProto) -> int:
     if made:
         add_functions(graph, [residual_norm_function(opset_of(graph))])
     return made
+
+
+def fuse_rms_norms(graph: onnx.ModelProto) -> int:
+    """Makes each RMSNorm over the last axis, as the exporter writes torch's, one SlimRmsNorm, in place; returns how
+    many."""
+    weights = {one.name for one in graph.graph.initializer if len(one.dims) == 1}
+    nodes = rewritten(graph, [_RmsNorm.rule(weights, first) for first in (True, False)])
+    made = sum(node.op_type == RMS_NORM for node in nodes)
+    if made:
+        put_nodes(graph, nodes)
+        add_functions(graph, [rms_norm_function(opset_of(graph))])
+        drop_unused(graph)
+    return made
+
+
+class _RmsNorm(RewriteRuleClassBase):
+    """x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv:1910.07467); floats are cast to floats."""
+
+    def __init__(self, weights: set[str], first: bool):
+        # What is cast is read by the residual, too.
+        super().__init__(remove_nodes=False)
+        self.weights = weights
+        self.first = first  # whether the product has the weight first
+
+    def pattern(self, op: Any, x: Any, weight: Any, epsilon: Any) -> Any:
+        mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
+        root = op.Sqrt(op.Add(mean, epsilon))
+        scaled = op.Mul(x, OrValue([op.Div(1.0, root), op.Reciprocal(root)]))
+        scaled = OrValue([op.Cast(scaled, to=onnx.TensorProto.FLOAT), scaled])
+        factors = (weight, scaled) if self.first else (scaled, weight)
+        return op.Mul(*factors, _outputs=["output"])
+
+    def check(self, op: Any, *args: Any, **found: Any) -> MatchResult:
+        if found["weight"].name not in self.weights:
+            return MatchResult().fail("the weight is computed, or has several dimensions")
+        if len(numbers_in(found["epsilon"])) != 1:
+            return MatchResult().fail("epsilon is computed")
+        return MatchResult()
+
+    def rewrite(self, op: Any, *args: Any, **found: Any) -> Any:
+        (epsilon,) = numbers_in(found["epsilon"])
+        name = found["output"].producer().name
+        return op.SlimRmsNorm(found["x"], found["weight"], epsilon=epsilon, _domain=DOMAIN, _name=name)
 
 
 def _sums_and_norms(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:

@@ -29,8 +29,9 @@ from optimum_slim.deploy.graph import (
 from optimum_slim.deploy.integers import OnGrid
 from optimum_slim.deploy.logits import Logits, last_logits
 from optimum_slim.deploy.lowering import lower
+from optimum_slim.deploy.meetings import fuse_meetings
 from optimum_slim.deploy.names import nodes_of
-from optimum_slim.deploy.norms import fuse_residual_norms
+from optimum_slim.deploy.norms import fuse_residual_norms, fuse_rms_norms
 from optimum_slim.deploy.read_tokens import compute_read_tokens
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
 from optimum_slim.progress import logs_silenced
@@ -147,6 +148,8 @@ def in_blocks(
     quantize_embeddings(quantized, {}, tables)
     set_level(quantized, accuracy_level)
     own_cached_attention(quantized)
+    fuse_rms_norms(quantized)
+    fuse_meetings(quantized)
     save_onnx(quantized, target)
 
 
@@ -167,11 +170,13 @@ def int8_rows(
         high: weights that stay fp32, likewise.
     """
     fuse_residual_norms(graph)
+    fuse_rms_norms(graph)
     fuse_attention(graph)
     own_cached_attention(graph)
     tables = _left(graph, high)[1]
     lower(graph, patterns or {}, group_size, grids, high)
     quantize_embeddings(graph, {}, tables)
+    fuse_meetings(graph)
     save_onnx(graph, target)
 
 

@@ -124,19 +124,19 @@ inline Float<kLanes> error_function(Float<kLanes> x) {
   return z * p * reciprocal(q);
 }
 
-template <int kLanes, Activation kActivation>
+template <int kLanes, Ending kActivation>
 inline Float<kLanes> activate(Float<kLanes> x) {
   using F = Float<kLanes>;
   F y = x;
-  if constexpr (kActivation == Activation::kRelu) {
+  if constexpr (kActivation == Ending::kRelu) {
     y = x < 0.0f ? F{} : x;
-  } else if constexpr (kActivation == Activation::kGelu) {
+  } else if constexpr (kActivation == Ending::kGelu) {
     const F half = 0.5f * x;
     y = fused(half, error_function<kLanes>(x), half);
-  } else if constexpr (kActivation == Activation::kGeluTanh) {
+  } else if constexpr (kActivation == Ending::kGeluTanh) {
     // x times the logistic function of 2 sqrt(2 / pi) (x + 0.044715 x^3), which is what 0.5 x (1 + tanh ..) comes to
     y = x * reciprocal(1.0f + exponential<kLanes>(x * (-1.59576912f - 0.0713548163f * x * x)));
-  } else if constexpr (kActivation == Activation::kSilu) {
+  } else if constexpr (kActivation == Ending::kSilu) {
     y = x * reciprocal(1.0f + exponential<kLanes>(-x));
   }
   return x == x ? y : x;  // NaN stays NaN: the clamps inside would hide it

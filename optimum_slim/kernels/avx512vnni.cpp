@@ -25,6 +25,7 @@ const Products kAvx512Vnni{"avx512vnni",
                            blocks<Avx512Vnni>,
                            attend<16>,
                            residual_norm<16>,
+                           rms_norm<16>,
                            windows<Avx512Vnni>,
                            Avx512Vnni::spread_tile,
                            fours<Avx512Vnni>};

@@ -69,9 +69,10 @@ void block_panels(const BlockWeights& weights, const Epilogue& epilogue, const R
   alignas(64) int32_t turned[kPanel * kPanel];  // [row][output]
   const int64_t step = weights.segments > 1 ? kPanelsAtOnce : 1;
   const uint8_t* values = x.values + tile * x.bytes;
-  const int64_t first = tile * kPanel * kVectors;
+  const int64_t first = tile * kPanel * kVectors, last = first + kPanel * kVectors;
   for (int64_t begin = panels.begin; begin < panels.end; begin += step) {
     const int64_t end = std::min(begin + step, panels.end);
+    for (int64_t panel = begin; panel < end; ++panel) fetch_other(epilogue, first, std::min(last, rows), panel);
     for (int64_t segment = 0; segment < weights.segments; ++segment)
       for (int64_t o = 0; o < (end - begin) * kPanel; o += kOutputs)
         Row<Isa, kVectors, kOutputs>::add(weights, values, (begin * kPanel + o) / kOutputs, segment,

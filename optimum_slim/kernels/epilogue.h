@@ -27,17 +27,26 @@ template <int kLanes, class Sums>
     totals[i] += scaled<kLanes>(ints[i], row_scale, scale + i * kLanes);
 }
 
-template <int kLanes, Activation kActivation>
-inline void finish_row(const Float<kLanes> (&scaled_sums)[kPanel / kLanes], const float* bias, int64_t count,
-                       float* y) {
-  Float<kLanes> outputs[kPanel / kLanes];
-  for (int i = 0; i < kPanel / kLanes; ++i)
-    outputs[i] = activate<kLanes, kActivation>(scaled_sums[i] + load<kLanes>(bias + i * kLanes));
-  std::memcpy(y, outputs, count * sizeof(float));
+// What becomes of outputs 0 to kLanes - 1 of `linear`; `other` has as many.
+template <int kLanes, Ending kEnding>
+inline Float<kLanes> ended(Float<kLanes> linear, const float* other) {
+  if constexpr (kEnding == Ending::kAdd)
+    return linear + load<kLanes>(other);
+  else if constexpr (kEnding == Ending::kMul)
+    return linear * load<kLanes>(other);
+  else
+    return activate<kLanes, kEnding>(linear);
+}
+
+// Brings near what a panel of some rows will meet: rows lie too far apart for a CPU to guess.
+inline void fetch_other(const Epilogue& epilogue, int64_t first, int64_t last, int64_t panel) {
+  if (!epilogue.other) return;
+  for (int64_t row = first; row < last; ++row)
+    __builtin_prefetch(epilogue.other + row * epilogue.outputs + panel * kPanel, 0, 2);
 }
 
 // `row_scales` is null where the sums are scaled already: then they are floats.
-template <int kLanes, Activation kActivation>
+template <int kLanes, Ending kEnding>
 inline void finish_rows(const void* sums, const float* row_scales, int64_t rows, const Epilogue& epilogue,
                         int64_t panel, float* y) {
   const float* scale = &epilogue.scale[panel * epilogue.groups * kPanel];
@@ -56,11 +65,23 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
       }
     }
     float* to = y + row * epilogue.outputs + panel * kPanel;
-    // A count that the compiler knows saves a call of memcpy.
-    if (count == kPanel)
-      finish_row<kLanes, kActivation>(values, bias, kPanel, to);
-    else
-      finish_row<kLanes, kActivation>(values, bias, count, to);
+    const float* other = meets_other(kEnding) ? epilogue.other + (to - epilogue.y) : nullptr;
+    if (count == kPanel) {
+      for (int i = 0; i < kPanel / kLanes; ++i) {
+        const Float<kLanes> linear = values[i] + load<kLanes>(bias + i * kLanes);
+        const Float<kLanes> output = ended<kLanes, kEnding>(linear, other + i * kLanes);
+        std::memcpy(to + i * kLanes, &output, sizeof output);
+      }
+    } else {
+      float others[kPanel], outputs[kPanel];
+      if constexpr (meets_other(kEnding)) std::memcpy(others, other, count * sizeof(float));
+      for (int i = 0; i < kPanel / kLanes; ++i) {
+        const Float<kLanes> linear = values[i] + load<kLanes>(bias + i * kLanes);
+        const Float<kLanes> output = ended<kLanes, kEnding>(linear, others + i * kLanes);
+        std::memcpy(outputs + i * kLanes, &output, sizeof output);
+      }
+      std::memcpy(to, outputs, count * sizeof(float));
+    }
   }
 }
 
@@ -69,17 +90,21 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
 template <int kLanes>
 __attribute__((noinline)) void store_panel(const void* sums, const float* row_scales, int64_t rows,
                                            const Epilogue& epilogue, int64_t panel, float* y) {
-  switch (epilogue.activation) {
-    case Activation::kNone:
-      return finish_rows<kLanes, Activation::kNone>(sums, row_scales, rows, epilogue, panel, y);
-    case Activation::kRelu:
-      return finish_rows<kLanes, Activation::kRelu>(sums, row_scales, rows, epilogue, panel, y);
-    case Activation::kGelu:
-      return finish_rows<kLanes, Activation::kGelu>(sums, row_scales, rows, epilogue, panel, y);
-    case Activation::kGeluTanh:
-      return finish_rows<kLanes, Activation::kGeluTanh>(sums, row_scales, rows, epilogue, panel, y);
-    case Activation::kSilu:
-      return finish_rows<kLanes, Activation::kSilu>(sums, row_scales, rows, epilogue, panel, y);
+  switch (epilogue.ending) {
+    case Ending::kNone:
+      return finish_rows<kLanes, Ending::kNone>(sums, row_scales, rows, epilogue, panel, y);
+    case Ending::kRelu:
+      return finish_rows<kLanes, Ending::kRelu>(sums, row_scales, rows, epilogue, panel, y);
+    case Ending::kGelu:
+      return finish_rows<kLanes, Ending::kGelu>(sums, row_scales, rows, epilogue, panel, y);
+    case Ending::kGeluTanh:
+      return finish_rows<kLanes, Ending::kGeluTanh>(sums, row_scales, rows, epilogue, panel, y);
+    case Ending::kSilu:
+      return finish_rows<kLanes, Ending::kSilu>(sums, row_scales, rows, epilogue, panel, y);
+    case Ending::kAdd:
+      return finish_rows<kLanes, Ending::kAdd>(sums, row_scales, rows, epilogue, panel, y);
+    case Ending::kMul:
+      return finish_rows<kLanes, Ending::kMul>(sums, row_scales, rows, epilogue, panel, y);
   }
 }
 

@@ -19,23 +19,22 @@ from optimum_slim.kernels.pattern import KINDS, pattern_named
 
 DOMAIN = "ai.optimum.slim"
 VERSION = 1
-ACTIVATIONS = ("", "Relu", "Gelu", "GeluTanh", "Silu")
+MEETINGS = ("Add", "Mul")  # of the outputs with another tensor of their shape
+ENDINGS = ("", "Relu", "Gelu", "GeluTanh", "Silu", *MEETINGS)
 OPERATORS: tuple[str, ...] = tuple(
-    f"SlimLinear{kind}{grouped}{activation}"
-    for kind in KINDS
-    for grouped in ("", "Grouped")
-    for activation in ACTIVATIONS
+    f"SlimLinear{kind}{grouped}{ending}" for kind in KINDS for grouped in ("", "Grouped") for ending in ENDINGS
 )
 
 INPUTS = ["x", "gaps", "values", "scale", "bias"]
+OTHER = "other"  # the input that a meeting has behind them
 ATTRIBUTES = ["K", "N", "pattern", "inputs", "outputs", "bits"]
 
 
-def operator_name(pattern: str, activation: str = "", group_size: int | None = None) -> str:
-    """The operator of a layer. Raises ValueError for an unknown pattern or activation."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"no activation is named {activation!r}; there are {', '.join(ACTIVATIONS[1:])}")
-    return f"SlimLinear{pattern_named(pattern).kind}{'' if group_size is None else 'Grouped'}{activation}"
+def operator_name(pattern: str, ending: str = "", group_size: int | None = None) -> str:
+    """The operator of a layer. Raises ValueError for an unknown pattern or ending."""
+    if ending not in ENDINGS:
+        raise ValueError(f"no ending is named {ending!r}; there are {', '.join(ENDINGS[1:])}")
+    return f"SlimLinear{pattern_named(pattern).kind}{'' if group_size is None else 'Grouped'}{ending}"
 
 
 def slim_node(
@@ -44,15 +43,15 @@ def slim_node(
     k: int,
     n: int,
     pattern: str,
-    activation: str = "",
+    ending: str = "",
     group_size: int | None = None,
     name: str = "",
 ) -> NodeProto:
-    """A node of one layer. Its inputs are the names of x, gaps, values, scale and bias.
+    """A node of one layer. Its inputs are the names of x, gaps, values, scale and bias, and of what a meeting meets.
 
     Raises ValueError as `operator_name`.
     """
-    op_type, shape = operator_name(pattern, activation, group_size), pattern_named(pattern)
+    op_type, shape = operator_name(pattern, ending, group_size), pattern_named(pattern)
     attributes: dict[str, Any] = {
         "K": k,
         "N": n,
@@ -87,24 +86,25 @@ def slim_functions(op_types: Iterable[str], opset: int = 18, over_edge: bool = T
 
 
 def _plain(op_type: str) -> tuple[str, str]:
-    """The operator without activation, and the activation."""
-    activation = max((one for one in ACTIVATIONS if op_type.endswith(one)), key=len)
-    return op_type.removesuffix(activation), activation
+    """The operator without ending, and the ending."""
+    ending = max((one for one in ENDINGS if op_type.endswith(one)), key=len)
+    return op_type.removesuffix(ending), ending
 
 
 def _function(op_type: str, opset: int, over_edge: bool) -> FunctionProto:
-    plain, activation = _plain(op_type)
+    plain, ending = _plain(op_type)
     grouped = plain.endswith("Grouped")
     attributes = ATTRIBUTES + (["group_size"] if grouped else [])
     body = Body()
-    if activation:
+    if ending:
         body.call(plain, attributes)
-        _ACTIVATION_BODIES[activation](body)
+        _ENDING_BODIES[ending](body)
     else:
         kind = plain.removeprefix("SlimLinear").removesuffix("Grouped")
         (_grouped_body if grouped else _plain_body)(body, partial(_WEIGHTS[kind], over_edge=over_edge))
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
-    return helper.make_function(DOMAIN, op_type, INPUTS, ["y"], body.nodes, imports, attributes)
+    inputs = [*INPUTS, OTHER] if ending in MEETINGS else INPUTS
+    return helper.make_function(DOMAIN, op_type, inputs, ["y"], body.nodes, imports, attributes)
 
 
 def refer(node: NodeProto, kinds: Mapping[str, AttributeProto.AttributeType]) -> None:
@@ -143,7 +143,7 @@ class Body:
         return self.add("ConstantOfShape", shape, value=numpy_helper.from_array(np.array([value], value.dtype)))
 
     def call(self, op_type: str, attributes: Sequence[str]) -> None:
-        """The plain operator with all inputs and attributes of this function; its output is named linear."""
+        """The plain operator with its inputs and attributes of this function; its output is named linear."""
         node = helper.make_node(op_type, INPUTS, ["linear"], domain=DOMAIN)
         refer(node, dict.fromkeys(attributes, AttributeProto.INT) | {"pattern": AttributeProto.STRING})
         self.nodes.append(node)
@@ -266,9 +266,19 @@ def _silu(body: Body) -> None:
     body.add("Mul", "linear", body.add("Sigmoid", "linear"), output="y")
 
 
-_ACTIVATION_BODIES: dict[str, Callable[[Body], None]] = {
+def _add(body: Body) -> None:
+    body.add("Add", "linear", OTHER, output="y")
+
+
+def _mul(body: Body) -> None:
+    body.add("Mul", "linear", OTHER, output="y")
+
+
+_ENDING_BODIES: dict[str, Callable[[Body], None]] = {
     "Relu": _relu,
     "Gelu": _gelu,
     "GeluTanh": _gelu_tanh,
     "Silu": _silu,
+    "Add": _add,
+    "Mul": _mul,
 }

@@ -6,7 +6,10 @@
 
 namespace slim {
 
-enum class Activation { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+// What happens to a layer's outputs last: an activation, or they meet another tensor of their shape.
+enum class Ending { kNone, kRelu, kGelu, kGeluTanh, kSilu, kAdd, kMul };
+
+constexpr bool meets_other(Ending ending) { return ending == Ending::kAdd || ending == Ending::kMul; }
 
 // How a file stores weights, as it stands in the operator's name.
 enum class Kind { kDense, kBlocks, kSingles };
@@ -21,7 +24,7 @@ struct Layer {
   int block_outputs = 1;
   int64_t groups = 1;  // G: each has its own scale of the activations and of the weights
   int bits = 8;        // of a weight: 4 only where the pattern is dense
-  Activation activation = Activation::kNone;
+  Ending ending = Ending::kNone;
 
   // Whatever the file's order, block row by block row.
   std::vector<uint8_t> mask;   // a bit for each block

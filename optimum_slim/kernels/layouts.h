@@ -21,13 +21,21 @@ constexpr int kMostOfSum = 32767 / 255;
 // What stands for 0 in 4 bits where no zero point is told.
 constexpr int kMiddleOfNibbles = 8;
 
-// What turns sums into outputs, padded to whole panels: y = activation((sum * row's scale) * scale + bias).
+// What turns sums into outputs, padded to whole panels.
+struct OutputScales {
+  AlignedVector<float> scale;  // [panel][group][16]
+  AlignedVector<float> bias;   // [panel][16]
+};
+
+// How one call does it: y = ending((sum * row's scale) * scale + bias).
 struct Epilogue {
   int64_t outputs;
   int64_t groups;
-  Activation activation;
-  AlignedVector<float> scale;  // [panel][group][16]
-  AlignedVector<float> bias;   // [panel][16]
+  Ending ending;
+  const float* scale;
+  const float* bias;
+  const float* y;      // where the outputs start, and..
+  const float* other;  // ..what they meet, laid out alike; null unless the ending has one
 };
 
 // All weights, plus the offset: [panel][quad][output in the panel][4].
@@ -144,7 +152,7 @@ struct RowTiles {
   const float* scales;  // [row]
 };
 
-Epilogue pack_epilogue(const Layer& layer);
+OutputScales pack_scales(const Layer& layer);
 DenseWeights pack_dense(const Layer& layer, int offset);
 NibbleWeights pack_nibbles(const Layer& layer);
 BlockWeights pack_blocks(const Layer& layer, int offset);

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, TensorProto
 
-from optimum_slim.kernels.blocked import INPUTS, STOCK_DOMAIN, blocked_function, blocked_node
-from optimum_slim.kernels.function import DOMAIN, VERSION, slim_functions, slim_node
+from optimum_slim.kernels.blocked import INPUTS, OTHER_AT, STOCK_DOMAIN, blocked_function, blocked_node
+from optimum_slim.kernels.function import DOMAIN, MEETINGS, OTHER, VERSION, slim_functions, slim_node
 from optimum_slim.kernels.packing import pack
 
 TENSORS = ("gaps", "values", "scale", "bias")  # the initializers' names
@@ -22,12 +22,12 @@ def layer_model(
     scale: NDArray[np.float32],
     bias: NDArray[np.float32],
     pattern: str,
-    activation: str = "",
+    ending: str = "",
     group_size: int | None = None,
     leading: Sequence[Any] = ("rows",),
     functions: bool = True,
 ) -> ModelProto:
-    """y = the layer of x, as FORMAT.md says.
+    """y = the layer of x, or of x and other, as FORMAT.md says.
 
     Args:
         weight: [N, K]. scale: [N, G]. bias: [N].
@@ -37,11 +37,15 @@ def layer_model(
     n, k = weight.shape
     gaps, values = pack(weight, pattern)
     tensors: tuple[NDArray[Any], ...] = (gaps, values, scale, bias)
-    node = slim_node(["x", *TENSORS], "y", k, n, pattern, activation, group_size)
+    other = [OTHER] if ending in MEETINGS else []
+    node = slim_node(["x", *TENSORS, *other], "y", k, n, pattern, ending, group_size)
     graph = helper.make_graph(
         [node],
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*leading, k])],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [*leading, k]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, [*leading, n]) for name in other),
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*leading, n])],
         [numpy_helper.from_array(a, name) for name, a in zip(TENSORS, tensors)],
     )
@@ -56,8 +60,9 @@ def blocked_model(
     zero_points: NDArray[np.uint8] | None = None,
     bits: int = 4,
     functions: bool = True,
+    meeting: str = "",
 ) -> ModelProto:
-    """y = x times the weight that stands in blocks, as FORMAT.md says.
+    """y = x times the weight that stands in blocks, or what becomes of it where it meets other, as FORMAT.md says.
 
     Args:
         values: [N, blocks, block * bits / 8]. scales: [N * blocks] or [N, blocks]. zero_points: [N, bytes].
@@ -68,14 +73,20 @@ def blocked_model(
     tensors: dict[str, NDArray[Any]] = {"values": values, "scales": scales}
     if zero_points is not None:
         tensors["zero_points"] = zero_points
-    node = blocked_node([INPUTS[0], *tensors], "y", K=blocks * block, N=n, bits=bits, block_size=block)
+    inputs = [INPUTS[0], *tensors]
+    if meeting:
+        inputs.insert(OTHER_AT, OTHER)
+    node = blocked_node(inputs, "y", meeting=meeting, K=blocks * block, N=n, bits=bits, block_size=block)
     graph = helper.make_graph(
         [node],
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", blocks * block])],
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", blocks * block]),
+            *(helper.make_tensor_value_info(OTHER, TensorProto.FLOAT, ["rows", n]) for _ in [meeting] if meeting),
+        ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", n])],
         [numpy_helper.from_array(a, name) for name, a in tensors.items()],
     )
     imports = [helper.make_opsetid("", 21), helper.make_opsetid(STOCK_DOMAIN, 1), helper.make_opsetid(DOMAIN, VERSION)]
-    bodies = [blocked_function()] if functions else []
+    bodies = [blocked_function(node.op_type)] if functions else []
     return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=10)

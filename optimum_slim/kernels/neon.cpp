@@ -63,6 +63,6 @@ struct Neon {
 extern const Products kNeon;
 const Products kNeon{"neon",    Neon::kOffset,          Neon::kSums,       false,       kLookUp,
                      kLimits,   quantize_rows<Plainly>, pack_tile_plainly, dense<Neon>, nibbles<Neon>, blocks<Neon>,
-                     attend<4>, residual_norm<4>};
+                     attend<4>, residual_norm<4>, rms_norm<4>};
 
 }  // namespace slim

@@ -1,4 +1,4 @@
-// The norm of a sum, in one pass over memory: the row stays in the first-level cache.
+// Norms in one pass over memory: a row stays in the first-level cache.
 #pragma once
 
 #include <cmath>
@@ -53,6 +53,26 @@ void residual_norm(const Norm& norm, Range rows) {
       std::memcpy(y + i, &result, sizeof result);
     }
     for (; i < size; ++i) y[i] = (y[i] - mean) * inverse * norm.weight[i] + norm.bias[i];
+  }
+}
+
+template <int kLanes>
+void rms_norm(const Norm& norm, Range rows) {
+  const int64_t size = norm.size;
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const float* x = norm.a + row * size;
+    float* y = norm.output + row * size;
+    const float square = total<kLanes>(
+                             size, [&](int64_t i) { return load<kLanes>(x + i) * load<kLanes>(x + i); },
+                             [&](int64_t i) { return x[i] * x[i]; }) /
+                         static_cast<float>(size);
+    const float inverse = 1.0f / std::sqrt(square + norm.epsilon);
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      const Float<kLanes> result = load<kLanes>(x + i) * inverse * load<kLanes>(norm.weight + i);
+      std::memcpy(y + i, &result, sizeof result);
+    }
+    for (; i < size; ++i) y[i] = x[i] * inverse * norm.weight[i];
   }
 }
 

@@ -5,16 +5,16 @@
 
 namespace slim {
 
-Epilogue pack_epilogue(const Layer& layer) {
+OutputScales pack_scales(const Layer& layer) {
   const int64_t padded = round_up(layer.outputs, kPanel);
-  Epilogue epilogue{layer.outputs, layer.groups, layer.activation, {}, {}};
-  epilogue.scale.assign(padded * layer.groups, 0.0f);
-  epilogue.bias.assign(padded, 0.0f);
+  OutputScales packed;
+  packed.scale.assign(padded * layer.groups, 0.0f);
+  packed.bias.assign(padded, 0.0f);
   for (int64_t n = 0; n < layer.outputs; ++n)
     for (int64_t g = 0; g < layer.groups; ++g)
-      epilogue.scale[(n / kPanel * layer.groups + g) * kPanel + n % kPanel] = layer.scale[n * layer.groups + g];
-  if (layer.bias) std::copy(layer.bias, layer.bias + layer.outputs, epilogue.bias.begin());
-  return epilogue;
+      packed.scale[(n / kPanel * layer.groups + g) * kPanel + n % kPanel] = layer.scale[n * layer.groups + g];
+  if (layer.bias) std::copy(layer.bias, layer.bias + layer.outputs, packed.bias.begin());
+  return packed;
 }
 
 DenseWeights pack_dense(const Layer& layer, int offset) {

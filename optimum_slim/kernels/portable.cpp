@@ -79,6 +79,6 @@ struct Portable {
 extern const Products kPortable;
 const Products kPortable{"portable", Portable::kOffset,      Portable::kSums,   false,           kLookUp,
                          kLimits,    quantize_rows<Plainly>, pack_tile_plainly, dense<Portable>, nibbles<Portable>, blocks<Portable>,
-                         attend<4>,  residual_norm<4>};
+                         attend<4>,  residual_norm<4>, rms_norm<4>};
 
 }  // namespace slim

@@ -42,11 +42,12 @@ inline int64_t attention_scratch(const Attention& a) {
   return round_up(a.keys, kMostLanes) * (a.size + 2 * kMostQueries);
 }
 
-// One call of SlimResidualNorm; rows have `size` values.
+// One call of SlimResidualNorm or SlimRmsNorm; rows have `size` values.
 struct Norm {
   int64_t size;
   float epsilon;
-  const float *a, *b, *weight, *bias;
+  const float *a, *weight;
+  const float *b, *bias;  // not of SlimRmsNorm
   float* output;
 };
 
@@ -92,6 +93,7 @@ struct Products {
   // Heads are counted over the batch.
   void (*attend)(const Attention&, Range heads, float* scratch);
   void (*residual_norm)(const Norm&, Range rows);
+  void (*rms_norm)(const Norm&, Range rows);
 
   // Null where the instruction set has nothing faster than `dense`.
   void (*windows)(const WindowWeights&, const Epilogue&, const QuantizedRows&, Range rows, Range panels, float* y) = {};

@@ -154,12 +154,13 @@ void read_singles(const Node& node, Layer& layer) {
 
 }  // namespace
 
-Layer read_layer(const Node& node, Kind kind, bool grouped, Activation activation) {
-  if (node.input_count() != 5)
-    fail("the number of inputs", std::to_string(node.input_count()), "5: x, gaps, values, scale, bias");
+Layer read_layer(const Node& node, Kind kind, bool grouped, Ending ending) {
+  if (node.input_count() != (meets_other(ending) ? 6 : 5))
+    fail("the number of inputs", std::to_string(node.input_count()),
+         meets_other(ending) ? "6: x, gaps, values, scale, bias, other" : "5: x, gaps, values, scale, bias");
 
   Layer layer;
-  layer.activation = activation;
+  layer.ending = ending;
   layer.inputs = node.integer("K", 1, kMostInputs);
   layer.outputs = node.integer("N", 1, kMostOutputs);
   const PatternRow& pattern = pattern_of(node, kind);
@@ -191,12 +192,15 @@ Layer read_layer(const Node& node, Kind kind, bool grouped, Activation activatio
   return layer;
 }
 
-Layer read_blocked_layer(const Node& node) {
-  const size_t count = node.input_count();
-  if (count != 3 && count != 4)
-    fail("the number of inputs", std::to_string(count), "3 or 4: x, values, scales, zero_points");
+Layer read_blocked_layer(const Node& node, Ending ending) {
+  const size_t count = node.input_count(), least = meets_other(ending) ? 4 : 3;
+  if (count != least && count != least + 1)
+    fail("the number of inputs", std::to_string(count),
+         meets_other(ending) ? "4 or 5: x, values, scales, other, zero_points" : "3 or 4: x, values, scales, zero_points");
+  const bool asymmetric = count > least;
 
   Layer layer;
+  layer.ending = ending;
   layer.inputs = node.integer("K", 1, kMostInputs);
   layer.outputs = node.integer("N", 1, kMostOutputs);
   layer.bits = node.integer("bits", 4, 8);
@@ -210,15 +214,17 @@ Layer read_blocked_layer(const Node& node) {
   const uint8_t* values = node.bytes(1, "values", {layer.outputs, layer.groups, size * layer.bits / 8});
   layer.scale = node.floats(2, "scales", {layer.outputs * layer.groups}, {layer.outputs, layer.groups});
   if (layer.bits == 8) {
-    if (count == 4) fail("the number of inputs", "4", "3 where bits is 8: the zero point is 128");
+    if (asymmetric)
+      fail("the number of inputs", std::to_string(count),
+           std::to_string(least) + " where bits is 8: the zero point is 128");
     cut(layer, [&] { return weight_of(*values++); });
     return layer;
   }
   int64_t at = 0;
   cut(layer, [&] { return static_cast<int8_t>(half_of(values, at++)); });
-  if (count == 4) {
+  if (asymmetric) {
     const int64_t stride = (layer.groups + 1) / 2;
-    const uint8_t* zero_points = node.bytes(3, "zero_points", {layer.outputs, stride});
+    const uint8_t* zero_points = node.bytes(least, "zero_points", {layer.outputs, stride});
     layer.zero_points.resize(layer.outputs * layer.groups);
     for (int64_t n = 0; n < layer.outputs; ++n)
       for (int64_t g = 0; g < layer.groups; ++g)

@@ -8,9 +8,9 @@ namespace slim {
 
 // Both throw ModelError where the node breaks FORMAT.md. The layer borrows the memory of scale and bias.
 
-Layer read_layer(const Node& node, Kind kind, bool grouped, Activation activation);
+Layer read_layer(const Node& node, Kind kind, bool grouped, Ending ending);
 
 // Weights in blocks of inputs with a scale each.
-Layer read_blocked_layer(const Node& node);
+Layer read_blocked_layer(const Node& node, Ending ending);
 
 }  // namespace slim

@@ -18,22 +18,33 @@ namespace slim {
 namespace {
 
 constexpr const char* kDomain = "ai.optimum.slim";
-// Element types of the inputs.
-const std::vector<int> kLayerInputs{ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat};
-const std::vector<int> kBlockedInputs{ort::kFloat, ort::kUint8, ort::kFloat, ort::kUint8};
-constexpr size_t kRequiredOfBlocked = 3;
+
+// The inputs of a kind of operator; where outputs meet another tensor, it follows those that are required.
+struct Inputs {
+  std::vector<int> types;  // of their elements
+  size_t required;
+
+  Inputs ending_in(Ending ending) const {
+    if (!meets_other(ending)) return *this;
+    Inputs more{types, required + 1};
+    more.types.insert(more.types.begin() + required, ort::kFloat);
+    return more;
+  }
+};
+const Inputs kLayerInputs{{ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat}, 5};
+const Inputs kBlockedInputs{{ort::kFloat, ort::kUint8, ort::kFloat, ort::kUint8}, 3};
 
 // What ONNX Runtime holds for one operator; it hands the CustomOp back to each of the functions below.
 struct Operator : ort::CustomOp {
   std::string name;
-  const std::vector<int>& inputs;
-  size_t required;  // inputs
+  Inputs inputs;
   std::function<Layer(const Node&)> read;
 };
 
 struct Kernel {
   ort::Api api;
   const char* name;
+  size_t other;  // the input that the outputs meet
   SlimLinear linear;
 };
 
@@ -43,7 +54,8 @@ ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info,
   const Operator& one = self(op);
   return guarded(api, one.name.c_str(), [&] {
     const Layer layer = one.read(Node(api, info));
-    *kernel = std::make_unique<Kernel>(Kernel{api, one.name.c_str(), SlimLinear(layer, choose_products())}).release();
+    *kernel = std::make_unique<Kernel>(Kernel{api, one.name.c_str(), one.inputs.required - 1, SlimLinear(layer, choose_products())})
+                  .release();
   });
 }
 
@@ -55,11 +67,17 @@ void compute_rows(const Kernel& kernel, ort::Handle context) {
                      std::to_string(kernel.linear.inputs()));
   const bool empty = std::find(shape.begin(), shape.end(), 0) != shape.end();
   shape.back() = kernel.linear.outputs();
+  const float* other = nullptr;
+  if (meets_other(kernel.linear.ending())) {
+    const FloatInput met = input<float>(kernel.api, context, kernel.other, "other");
+    if (met.shape != shape) throw ModelError("input other does not have the shape of the output, which it meets");
+    other = met.data;
+  }
   float* const y = float_output(kernel.api, context, shape);
   if (empty) return;
   int64_t rows = 1;
   for (size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
-  kernel.linear.run(x, y, rows, Parallel(kernel.api, context));
+  kernel.linear.run(x, other, y, rows, Parallel(kernel.api, context));
 }
 
 ort::Status compute(void* data, ort::Handle context) {
@@ -123,14 +141,16 @@ ort::Status infer_shape(const ort::CustomOp* op, ort::Handle context) {
   return guarded(g_api.load(), self(op).name.c_str(), [&] { infer(g_api.load(), context); });
 }
 
-Operator make_operator(const std::string& name, const std::vector<int>& inputs, size_t required,
-                       std::function<Layer(const Node&)> read) {
-  Operator one{float_operator<Kernel>(), name, inputs, required, std::move(read)};
+Operator make_operator(const std::string& name, const Inputs& inputs, std::function<Layer(const Node&)> read) {
+  Operator one{float_operator<Kernel>(), name, inputs, std::move(read)};
   one.GetName = [](const ort::CustomOp* op) { return self(op).name.c_str(); };
-  one.GetInputTypeCount = [](const ort::CustomOp* op) { return self(op).inputs.size(); };
-  one.GetInputType = [](const ort::CustomOp* op, size_t i) { return i < self(op).inputs.size() ? self(op).inputs[i] : 0; };
+  one.GetInputTypeCount = [](const ort::CustomOp* op) { return self(op).inputs.types.size(); };
+  one.GetInputType = [](const ort::CustomOp* op, size_t i) {
+    const std::vector<int>& types = self(op).inputs.types;
+    return i < types.size() ? types[i] : 0;
+  };
   one.GetInputCharacteristic = [](const ort::CustomOp* op, size_t index) {
-    return static_cast<int>(index < self(op).required ? ort::kRequired : ort::kOptional);
+    return static_cast<int>(index < self(op).inputs.required ? ort::kRequired : ort::kOptional);
   };
   one.CreateKernelV2 = create;
   one.KernelComputeV2 = compute;
@@ -138,24 +158,28 @@ Operator make_operator(const std::string& name, const std::vector<int>& inputs, 
   return one;
 }
 
-// Every kind of pattern, with and without groups, with every activation; and weights in blocks.
+// Every kind of pattern, with and without groups, with every ending; and weights in blocks with some.
 const std::vector<Operator>& operators() {
   static const std::vector<Operator> made = [] {
     std::vector<Operator> all;
     for (const auto& [kind_name, kind] :
          {std::pair{"", Kind::kDense}, std::pair{"Blocks", Kind::kBlocks}, std::pair{"Singles", Kind::kSingles}})
       for (const bool grouped : {false, true})
-        for (const auto& [activation_name, activation] :
-             {std::pair{"", Activation::kNone}, std::pair{"Relu", Activation::kRelu},
-              std::pair{"Gelu", Activation::kGelu}, std::pair{"GeluTanh", Activation::kGeluTanh},
-              std::pair{"Silu", Activation::kSilu}}) {
-          const auto read = [kind = kind, grouped, activation = activation](const Node& node) {
-            return read_layer(node, kind, grouped, activation);
+        for (const auto& [ending_name, ending] :
+             {std::pair{"", Ending::kNone}, std::pair{"Relu", Ending::kRelu},
+              std::pair{"Gelu", Ending::kGelu}, std::pair{"GeluTanh", Ending::kGeluTanh},
+              std::pair{"Silu", Ending::kSilu}, std::pair{"Add", Ending::kAdd}, std::pair{"Mul", Ending::kMul}}) {
+          const auto read = [kind = kind, grouped, ending = ending](const Node& node) {
+            return read_layer(node, kind, grouped, ending);
           };
-          const std::string name = std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + activation_name;
-          all.push_back(make_operator(name, kLayerInputs, kLayerInputs.size(), read));
+          const std::string name = std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + ending_name;
+          all.push_back(make_operator(name, kLayerInputs.ending_in(ending), read));
         }
-    all.push_back(make_operator("SlimMatMulNBits", kBlockedInputs, kRequiredOfBlocked, read_blocked_layer));
+    for (const auto& [ending_name, ending] :
+         {std::pair{"", Ending::kNone}, std::pair{"Add", Ending::kAdd}, std::pair{"Mul", Ending::kMul}}) {
+      const auto read = [ending = ending](const Node& node) { return read_blocked_layer(node, ending); };
+      all.push_back(make_operator(std::string("SlimMatMulNBits") + ending_name, kBlockedInputs.ending_in(ending), read));
+    }
     return all;
   }();
   return made;
@@ -168,7 +192,8 @@ ort::Handle shared_domain(ort::Api api) {
     check(api, ort::kCreateCustomOpDomain, kDomain, &made);
     for (const Operator& one : operators())
       check(api, ort::kCustomOpDomainAdd, made, static_cast<const ort::CustomOp*>(&one));
-    for (const ort::CustomOp* one : {attention_operator(), cached_attention_operator(), residual_norm_operator()})
+    for (const ort::CustomOp* one :
+         {attention_operator(), cached_attention_operator(), residual_norm_operator(), rms_norm_operator()})
       check(api, ort::kCustomOpDomainAdd, made, one);
     return made;
   }();

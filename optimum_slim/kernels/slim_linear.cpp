@@ -58,7 +58,10 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
     : products_(products),
       inputs_(layer.inputs),
       quads_(round_up(layer.inputs, 4) / 4),
-      epilogue_(pack_epilogue(layer)),
+      outputs_(layer.outputs),
+      groups_(layer.groups),
+      ending_(layer.ending),
+      scales_(pack_scales(layer)),
       kept_(count_kept(layer)) {
   const double density = static_cast<double>(kept_) / (static_cast<double>(layer.inputs) * layer.outputs);
   const bool sparse = layer.pattern != Pattern::kDense, grouped = layer.groups > 1;
@@ -82,20 +85,22 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
   if (!lanes_ && !windows_ && !byte_windows_ && !masks_ && !nibbles_) dense_ = pack_dense(layer, products.offset);
 }
 
-void SlimLinear::run(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+void SlimLinear::run(const float* x, const float* other, float* y, int64_t rows, const Parallel& parallel) const {
   int64_t count;
   for (int64_t first = 0; first < rows; first += count) {
     count = std::min(kRowsAtOnce, rows - first);
     const float* from = x + first * inputs_;
-    float* to = y + first * outputs();
+    float* to = y + first * outputs_;
+    const float* met = other ? other + first * outputs_ : nullptr;
+    const Epilogue epilogue{outputs_, groups_, ending_, scales_.scale.data(), scales_.bias.data(), to, met};
     if ((blocks_ || fours_) && count > few_rows_) {
       const int64_t tile = kPanel * tile_vectors(count);
       if (products_.limits.split_rest && count > tile) count -= count % tile;
-      run_tiles(from, to, count, parallel);
+      run_tiles(from, epilogue, to, count, parallel);
     } else if (masks_ && count > kMostMaskedRows) {
-      run_expanded(from, to, count, parallel);
+      run_expanded(from, epilogue, to, count, parallel);
     } else {
-      run_rows(from, to, count, parallel);
+      run_rows(from, epilogue, to, count, parallel);
     }
   }
 }
@@ -111,35 +116,36 @@ int SlimLinear::tile_vectors(int64_t rows) const {
 QuantizedRows SlimLinear::quantized_rows(int64_t rows) const {
   thread_local Scratch values, scales, sums;
   const int64_t stride = round_up(inputs_, kAlignment) + kWindowBytes;
-  return {stride, values.take<uint8_t>(rows * stride), scales.take<float>(rows * epilogue_.groups),
-          sums.take<int32_t>(rows * epilogue_.groups)};
+  return {stride, values.take<uint8_t>(rows * stride), scales.take<float>(rows * groups_),
+          sums.take<int32_t>(rows * groups_)};
 }
 
 // Outputs in lanes: every task takes all rows and some panels.
-void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+void SlimLinear::run_rows(const float* x, const Epilogue& epilogue, float* y, int64_t rows,
+                          const Parallel& parallel) const {
   thread_local Scratch widened, first_rests;
   thread_local std::vector<Rest> rests;
   QuantizedRows quantized = quantized_rows(rows);
   const int offset = windows_ || byte_windows_ ? products_.look_up.offset : 0;  // else the weights carry it
-  products_.quantize(x, rows, inputs_, epilogue_.groups, offset, quantized);
+  products_.quantize(x, rows, inputs_, groups_, offset, quantized);
   if (nibbles_) {
     const int32_t factor = nibbles_->zero_points.empty() ? -kMiddleOfNibbles : -1;
-    for (int64_t i = 0; i < rows * epilogue_.groups; ++i) quantized.sums[i] *= factor;
+    for (int64_t i = 0; i < rows * groups_; ++i) quantized.sums[i] *= factor;
   }
-  if (dense_ && epilogue_.groups == 1 && products_.split) {
+  if (dense_ && groups_ == 1 && products_.split) {
     rests.clear();
     auto* const first = first_rests.take<int64_t>(rows + 1);
     products_.split(quantized, rows, quads_, rests, first);
     if (!rests.empty()) quantized.rests = rests.data(), quantized.first_rests = first;
   }
-  if (dense_ && epilogue_.groups > 1 && products_.widen) {
+  if (dense_ && groups_ > 1 && products_.widen) {
     uint8_t* const values = widened.take<uint8_t>(rows * 2 * quantized.stride);
     products_.widen(quantized, rows, quads_, values);
     quantized.values = values;
     quantized.stride *= 2;
   }
 
-  const Range panels = panels_of(epilogue_), all{0, rows};
+  const Range panels = panels_of(epilogue), all{0, rows};
   int64_t dots = panels.end * quads_;
   if (lanes_) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
@@ -148,28 +154,29 @@ void SlimLinear::run_rows(const float* x, float* y, int64_t rows, const Parallel
   parallel(tasks, [&](int64_t task) {
     const Range mine = part(panels, task, tasks);
     if (lanes_)
-      products_.lanes(*blocks_, epilogue_, quantized, all, mine, y);
+      products_.lanes(*blocks_, epilogue, quantized, all, mine, y);
     else if (windows_)
-      products_.windows(*windows_, epilogue_, quantized, all, mine, y);
+      products_.windows(*windows_, epilogue, quantized, all, mine, y);
     else if (byte_windows_)
-      products_.byte_windows(*byte_windows_, epilogue_, quantized, all, mine, y);
+      products_.byte_windows(*byte_windows_, epilogue, quantized, all, mine, y);
     else if (nibbles_)
-      products_.nibbles(*nibbles_, epilogue_, quantized, all, mine, y);
+      products_.nibbles(*nibbles_, epilogue, quantized, all, mine, y);
     else if (masks_)
-      products_.masked(*masks_, epilogue_, quantized, all, mine, y);
+      products_.masked(*masks_, epilogue, quantized, all, mine, y);
     else
-      products_.dense({quads_, dense_->group_quads, 0, dense_->weights.data()}, epilogue_, quantized, all, mine, y);
+      products_.dense({quads_, dense_->group_quads, 0, dense_->weights.data()}, epilogue, quantized, all, mine, y);
   });
 }
 
 // Weights behind a mask are expanded a few panels at a time, which all rows then share.
-void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+void SlimLinear::run_expanded(const float* x, const Epilogue& epilogue, float* y, int64_t rows,
+                              const Parallel& parallel) const {
   constexpr int64_t kPanelsAtOnce = 2;
   thread_local Scratch scratch;
   const QuantizedRows quantized = quantized_rows(rows);
-  products_.quantize(x, rows, inputs_, epilogue_.groups, 0, quantized);
+  products_.quantize(x, rows, inputs_, groups_, 0, quantized);
 
-  const Range panels = panels_of(epilogue_);
+  const Range panels = panels_of(epilogue);
   const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows, products_.limits)), panels.end);
   const int64_t bytes = kPanelsAtOnce * quads_ * 64;
   uint8_t* const expanded = scratch.take<uint8_t>(tasks * bytes);
@@ -179,13 +186,14 @@ void SlimLinear::run_expanded(const float* x, float* y, int64_t rows, const Para
       const Range some{panel, std::min(panel + kPanelsAtOnce, mine.end)};
       uint8_t* weights = expanded + task * bytes;
       products_.expand(*masks_, some, weights);
-      products_.dense({quads_, masks_->group_quads, panel, weights}, epilogue_, quantized, {0, rows}, some, y);
+      products_.dense({quads_, masks_->group_quads, panel, weights}, epilogue, quantized, {0, rows}, some, y);
     }
   });
 }
 
 // Rows in lanes: every task takes one tile of rows and some panels. Whoever comes to a tile first packs it.
-void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const {
+void SlimLinear::run_tiles(const float* x, const Epilogue& epilogue, float* y, int64_t rows,
+                           const Parallel& parallel) const {
   thread_local Scratch scratch;
   const int vectors = tile_vectors(rows);
   const int64_t rows_of_tile = kPanel * vectors;
@@ -205,12 +213,12 @@ void SlimLinear::run_tiles(const float* x, float* y, int64_t rows, const Paralle
   };
   const auto multiply = [&](int64_t tile, Range panels) {
     if (fours_)
-      products_.fours(*fours_, epilogue_, packed, tile, rows, panels, y);
+      products_.fours(*fours_, epilogue, packed, tile, rows, panels, y);
     else
-      products_.blocks(*blocks_, epilogue_, packed, tile, rows, panels, y);
+      products_.blocks(*blocks_, epilogue, packed, tile, rows, panels, y);
   };
 
-  const Range panels = panels_of(epilogue_);
+  const Range panels = panels_of(epilogue);
   const int64_t dots = kept_ / 4 * tiles * vectors;
   const int64_t wanted = tasks_for(dots * products_.limits.dot_cycles + packing_cycles(rows, inputs_));
   if (wanted == 1) {

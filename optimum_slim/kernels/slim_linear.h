@@ -12,23 +12,28 @@ class SlimLinear {
  public:
   SlimLinear(const Layer& layer, const Products& products);
 
-  // y[rows][outputs] from x[rows][inputs]. Any number of threads may call it at once.
-  void run(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
+  // y[rows][outputs] from x[rows][inputs] and, where the ending asks for it, other[rows][outputs]. Any number of threads
+  // may call it at once.
+  void run(const float* x, const float* other, float* y, int64_t rows, const Parallel& parallel) const;
 
   int64_t inputs() const { return inputs_; }
-  int64_t outputs() const { return epilogue_.outputs; }
+  int64_t outputs() const { return outputs_; }
+  Ending ending() const { return ending_; }
 
  private:
-  void run_rows(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
-  void run_tiles(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
-  void run_expanded(const float* x, float* y, int64_t rows, const Parallel& parallel) const;
+  void run_rows(const float* x, const Epilogue& epilogue, float* y, int64_t rows, const Parallel& parallel) const;
+  void run_tiles(const float* x, const Epilogue& epilogue, float* y, int64_t rows, const Parallel& parallel) const;
+  void run_expanded(const float* x, const Epilogue& epilogue, float* y, int64_t rows, const Parallel& parallel) const;
   int tile_vectors(int64_t rows) const;
   QuantizedRows quantized_rows(int64_t rows) const;
 
   const Products& products_;
   int64_t inputs_;
   int64_t quads_;
-  Epilogue epilogue_;
+  int64_t outputs_;
+  int64_t groups_;
+  Ending ending_;
+  OutputScales scales_;
   int64_t kept_ = 0;      // weights
   int64_t few_rows_ = 0;  // up to this many, outputs go in lanes
 

@@ -12,7 +12,7 @@ from optimum_slim.deploy.choose import Deploy, choose_precision
 from optimum_slim.deploy.export import export_folder
 from optimum_slim.deploy.precision import make_precisions
 from optimum_slim.deploy.wiring import attribute_of
-from optimum_slim.kernels.blocked import BLOCKED, ROUNDED, STOCK
+from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, ROUNDED, STOCK
 from optimum_slim.tasks import TextGeneration, task_named
 from tests.tiny import tiny, token_batches
 
@@ -26,7 +26,8 @@ def made(tmp_path_factory):
 def levels_in(folder):
     """Of products in blocks; those that our kernels run round their activations."""
     nodes = onnx.load(folder / "model.onnx").graph.node
-    return {attribute_of(node, "accuracy_level", ROUNDED) for node in nodes if node.op_type in (STOCK, BLOCKED)}
+    products = [node for node in nodes if node.op_type in (STOCK, *BLOCKED_OPERATORS)]
+    return {attribute_of(node, "accuracy_level", ROUNDED) for node in products}
 
 
 def test_agreement_is_the_share_of_real_tokens_with_the_same_choice(made):

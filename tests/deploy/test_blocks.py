@@ -19,7 +19,7 @@ from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
-from optimum_slim.kernels.blocked import BLOCKED, STOCK
+from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.tasks import TextGeneration, task_named
 from optimum_slim.techniques.quantize.weights import QuantizeWeights
@@ -83,24 +83,24 @@ def test_the_file_holds_the_integers_scales_and_zero_points_of_the_grids(made, p
     grids, found = grids_of(model), set()
     for node in graph.graph.node:
         name = weight_of(node, grids)
-        if node.op_type not in (STOCK, BLOCKED) or name is None:
+        if node.op_type not in (STOCK, *BLOCKED_OPERATORS) or name is None:
             continue
         grid, wanted = grids[name], grids[name].integers(name, model.get_parameter(name)).numpy()
         bits, block = attribute_of(node, "bits", None), attribute_of(node, "block_size", None)
         assert bits == grid.bits
-        np.testing.assert_array_equal(unpacked(stored[node.input[1]], bits, wanted.shape[1]), wanted)
+        values, scales, *zeros = (stored[name] for name in node.input if name in stored)
+        np.testing.assert_array_equal(unpacked(values, bits, wanted.shape[1]), wanted)
         scale, zero_point = (grid.spread(one, wanted.shape[1]).numpy() for one in (grid.scale, grid.zero_point))
         blocks = -(-wanted.shape[1] // block)
-        scales = np.repeat(stored[node.input[2]].reshape(len(wanted), -1), block, 1)[:, : wanted.shape[1]]
+        scales = np.repeat(scales.reshape(len(wanted), -1), block, 1)[:, : wanted.shape[1]]
         factor = scales[0, 0] / scale[0, 0]  # exports fold 1 / sqrt(head size) into queries
         assert factor in (1, 0.25)
         np.testing.assert_array_equal(scales, scale * factor)
-        if len(node.input) > 3:
-            zeros = np.repeat(unpacked(stored[node.input[3]], bits, blocks), block, 1)[:, : wanted.shape[1]]
-        else:
-            zeros = np.full(wanted.shape, 2 ** (bits - 1))
-        np.testing.assert_array_equal(zeros, zero_point)
-        assert (len(node.input) > 3) == bool((grid.zero_point != 2 ** (bits - 1)).any())
+        found_zeros = np.full(wanted.shape, 2 ** (bits - 1))
+        if zeros:
+            found_zeros = np.repeat(unpacked(zeros[0], bits, blocks), block, 1)[:, : wanted.shape[1]]
+        np.testing.assert_array_equal(found_zeros, zero_point)
+        assert bool(zeros) == bool((grid.zero_point != 2 ** (bits - 1)).any())
         found.add(name)
     assert found == grids.keys()
 
@@ -136,7 +136,7 @@ def test_the_embedding_and_its_head_are_one_initializer(family, precision, bits,
     (head,) = [
         n
         for n in graph.graph.node
-        if n.op_type in (STOCK, BLOCKED) and attribute_of(n, "N", 0) == model.config.vocab_size
+        if n.op_type in (STOCK, *BLOCKED_OPERATORS) and attribute_of(n, "N", 0) == model.config.vocab_size
     ]
     (reshape,) = [node for node in graph.graph.node if gather.input[0] in node.output]
     assert reshape.input[0] == head.input[1]
@@ -158,7 +158,7 @@ def test_it_generates_what_torch_does_with_the_weights_of_the_file(family, close
     graph = deployed((model, source), tmp_path, "int4-weights", accuracy_level=1)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     names = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.ndim == 2}
-    for node in (one for one in graph.graph.node if one.op_type in (STOCK, BLOCKED)):
+    for node in (one for one in graph.graph.node if one.op_type in (STOCK, *BLOCKED_OPERATORS)):
         name, inputs = weight_of(node, names), attribute_of(node, "K", 0)
         scales = np.repeat(stored[node.input[2]].reshape(attribute_of(node, "N", 0), -1), 32, 1)[:, :inputs]
         rows = torch.from_numpy((unpacked(stored[node.input[1]], 4, inputs).astype(np.float32) - 8) * scales)

@@ -19,11 +19,11 @@ class Blocks:
     bits: int
     block: int
 
-    def model(self, functions: bool = True) -> ModelProto:
+    def model(self, functions: bool = True, meeting: str = "") -> ModelProto:
         outputs, blocks = self.scales.shape
         stored = packed(self.integers, self.bits).reshape(outputs, blocks, -1)
         zero_points = packed(self.zero_points, self.bits) if self.zero_points is not None else None
-        return blocked_model(stored, self.scales.reshape(-1), zero_points, self.bits, functions)
+        return blocked_model(stored, self.scales.reshape(-1), zero_points, self.bits, functions, meeting)
 
     def product(self, x: np.ndarray) -> np.ndarray:
         outputs, blocks = self.scales.shape

@@ -1,4 +1,4 @@
-"""Models of one SlimAttention, SlimCachedAttention or SlimResidualNorm node, and inputs that fit them."""
+"""Models of one node of floats: SlimAttention, SlimCachedAttention, SlimResidualNorm, SlimRmsNorm; and inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from optimum_slim.kernels.attention import (
     cached_attention_node,
 )
 from optimum_slim.kernels.function import DOMAIN
-from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node
+from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node, rms_norm_function, rms_norm_node
 from tests.kernels.layers import random_rows
 
 LOWEST = np.finfo(np.float32).min
@@ -39,6 +39,11 @@ def cached_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> Mo
 def norm_model(epsilon: float = 1e-6) -> ModelProto:
     ranks = {"a": 3, "b": 3, "weight": 1, "bias": 1}
     return _model_of(residual_norm_node(list(ranks), "y", epsilon), ranks)
+
+
+def rms_norm_model(epsilon: float = 1e-6) -> ModelProto:
+    ranks = {"x": 3, "weight": 1}
+    return _model_of(rms_norm_node(list(ranks), "y", epsilon), ranks)
 
 
 def attention_inputs(batch, queries, keys, width, mask=(1, 1, 1)):
@@ -67,6 +72,10 @@ def norm_inputs(batch, tokens, width):
     return rows | {name: random_rows(width, seed=i + 5) for i, name in enumerate(("weight", "bias"))}
 
 
+def rms_norm_inputs(batch, tokens, width):
+    return {"x": random_rows(batch, tokens, width), "weight": random_rows(width, seed=5)}
+
+
 def _model_of(
     node: NodeProto,
     ranks: Mapping[str, int],
@@ -82,5 +91,5 @@ def _model_of(
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in node.output]
     graph = helper.make_graph([node], "one", inputs, outputs)
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, 1)]
-    functions = functions or [attention_function(), residual_norm_function()]
+    functions = functions or [attention_function(), residual_norm_function(), rms_norm_function()]
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=9)

@@ -20,13 +20,13 @@ from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from optimum_slim.kernels.attention import ATTENTION, CACHED_ATTENTION
-from optimum_slim.kernels.blocked import BLOCKED
-from optimum_slim.kernels.function import OPERATORS
+from optimum_slim.kernels.blocked import BLOCKED, BLOCKED_OPERATORS
+from optimum_slim.kernels.function import ENDINGS, MEETINGS, OPERATORS, OTHER
 from optimum_slim.kernels.library import ISA_VARIABLE, register, supported_isas
-from optimum_slim.kernels.norm import RESIDUAL_NORM
+from optimum_slim.kernels.norm import RESIDUAL_NORM, RMS_NORM
 from optimum_slim.kernels.pattern import PATTERNS
 from tests.kernels.blocks import random_blocks
-from tests.kernels.floats import LOWEST, attention_model, cached_attention_model, norm_model
+from tests.kernels.floats import LOWEST, attention_model, cached_attention_model, norm_model, rms_norm_model
 from tests.kernels.layers import random_layer, slim_model
 
 INTS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 128, 65535, 65536, 65537, 1 << 24, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1)
@@ -156,19 +156,23 @@ def linear(rng: random.Random) -> Case:
     layer = random_layer(
         rng.randint(1, 70), k, pattern, rng.choice((0.0, 0.1, 0.5, 1.0)), group_size, rng.randrange(99)
     )
-    model = slim_model(layer, rng.choice(("", "", "Relu", "Gelu", "GeluTanh", "Silu")), functions=False)
-    leading = ["batch", "rows"][: rng.choice((0, 1, 1, 1, 2))]
-    sizes = {name: rng.choice((0, 1, 1, 2, 3, 17, 45)) for name in leading}
-    return Case(model, {**sizes, "K": k}, {"x": [*leading, "K"]})
+    return _product(rng, slim_model(layer, rng.choice(ENDINGS), functions=False))
 
 
 def blocked(rng: random.Random) -> Case:
     bits, block = rng.choice((4, 4, 8)), rng.choice((16, 32, 64))
     k, asymmetric = block * rng.randint(1, 4), bits == 4 and rng.random() < 0.5
     layer = random_blocks(rng.randint(1, 70), k, bits, block, asymmetric, rng.randrange(99))
+    return _product(rng, layer.model(functions=False, meeting=rng.choice(("", "", *MEETINGS))))
+
+
+def _product(rng: random.Random, model: ModelProto) -> Case:
+    """Of a layer's model, with what its node meets."""
     leading = ["batch", "rows"][: rng.choice((0, 1, 1, 1, 2))]
     sizes = {name: rng.choice((0, 1, 1, 2, 3, 17, 45)) for name in leading}
-    return Case(layer.model(functions=False), {**sizes, "K": k}, {"x": [*leading, "K"]})
+    sizes |= {one.name: one.i for one in model.graph.node[0].attribute if one.name in ("K", "N")}
+    axes = {"x": [*leading, "K"]} | ({OTHER: [*leading, "N"]} if OTHER in model.graph.node[0].input else {})
+    return Case(model, sizes, axes)
 
 
 def attention(rng: random.Random) -> Case:
@@ -216,6 +220,12 @@ def norm(rng: random.Random) -> Case:
     return Case(_without_functions(norm_model(rng.choice((0.0, 1e-12, 1e-5, 3e38)))), sizes, axes)
 
 
+def rms_norm(rng: random.Random) -> Case:
+    case = norm(rng)
+    axes = {"x": case.axes["a"], "weight": case.axes["weight"]}
+    return Case(_without_functions(rms_norm_model(rng.choice((0.0, 1e-12, 1e-5, 3e38)))), case.sizes, axes)
+
+
 def _without_functions(model: ModelProto) -> ModelProto:
     """Only our library can answer then."""
     del model.functions[:]
@@ -228,6 +238,7 @@ VALID: dict[str, Callable[[random.Random], Case]] = {
     ATTENTION: attention,
     CACHED_ATTENTION: cached_attention,
     RESIDUAL_NORM: norm,
+    RMS_NORM: rms_norm,
 }
 
 
@@ -330,7 +341,8 @@ def change_outputs(rng: random.Random, case: Case) -> None:
 
 
 def change_name(rng: random.Random, case: Case) -> None:
-    case.node.op_type = rng.choice((*OPERATORS, BLOCKED, ATTENTION, RESIDUAL_NORM, "SlimLinearTanh"))
+    others = (ATTENTION, RESIDUAL_NORM, RMS_NORM, "SlimLinearTanh")
+    case.node.op_type = rng.choice((*OPERATORS, *BLOCKED_OPERATORS, *others))
 
 
 def store_nothing(rng: random.Random, case: Case) -> None:

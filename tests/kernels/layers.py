@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 from onnx.onnx_pb import ModelProto
 
+from optimum_slim.kernels.function import MEETINGS, OTHER
 from optimum_slim.kernels.library import register
 from optimum_slim.kernels.model import layer_model
 from optimum_slim.kernels.pattern import PATTERNS
@@ -51,11 +52,11 @@ def random_rows(*shape: int, seed=1) -> np.ndarray:
     return np.random.default_rng((seed, *shape)).standard_normal(shape, np.float32)
 
 
-def slim_model(layer: Layer, activation: str = "", dims: list | None = None, functions: bool = True) -> ModelProto:
+def slim_model(layer: Layer, ending: str = "", dims: list | None = None, functions: bool = True) -> ModelProto:
     """A model of one node; dims are those of x, by default rows x K."""
     leading = dims[:-1] if dims else ["rows"]
     return layer_model(
-        layer.weight, layer.scale, layer.bias, layer.pattern, activation, layer.group_size, leading, functions
+        layer.weight, layer.scale, layer.bias, layer.pattern, ending, layer.group_size, leading, functions
     )
 
 
@@ -73,14 +74,20 @@ def session(
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def run(layer: Layer, x: np.ndarray, activation: str = "", registered: bool = True, threads: int = 1) -> np.ndarray:
+def run(layer: Layer, x: np.ndarray, ending: str = "", registered: bool = True, threads: int = 1) -> np.ndarray:
     dims = [f"d{i}" for i in range(x.ndim - 1)] + [layer.k]
-    model = slim_model(layer, activation, dims, functions=not registered)
-    return session(model, registered, threads).run(None, {"x": x})[0]
+    model = slim_model(layer, ending, dims, functions=not registered)
+    return session(model, registered, threads).run(None, fed(layer, x, ending))[0]
 
 
-def expected(layer: Layer, x: np.ndarray) -> np.ndarray:
-    """FORMAT.md's numbers in numpy: sums in int64, everything else rounded to float32 in its order."""
+def fed(layer: Layer, x: np.ndarray, ending: str) -> dict[str, np.ndarray]:
+    """The inputs of a model of this layer: x, and what its outputs meet."""
+    return {"x": x} | ({OTHER: random_rows(*x.shape[:-1], layer.n, seed=2)} if ending in MEETINGS else {})
+
+
+def expected(layer: Layer, x: np.ndarray, meeting: str = "") -> np.ndarray:
+    """FORMAT.md's numbers in numpy: sums in int64, everything else rounded to float32 in its order; a meeting meets
+    what is `fed`."""
     full = np.float32(127)
     groups = layer.scale.shape[1]
     size = layer.k // groups
@@ -93,4 +100,6 @@ def expected(layer: Layer, x: np.ndarray) -> np.ndarray:
         sums = quantized @ layer.weight[:, of_group].T.astype(np.int64)
         with np.errstate(over="ignore"):  # to infinity, like the kernel
             y += (sums.astype(np.float32) * (largest / full)) * layer.scale[:, group]
-    return (y + layer.bias).reshape(*x.shape[:-1], layer.n)
+    y = (y + layer.bias).reshape(*x.shape[:-1], layer.n)
+    other = fed(layer, x, meeting).get(OTHER)
+    return {"": lambda: y, "Add": lambda: y + other, "Mul": lambda: y * other}[meeting]()

@@ -37,6 +37,19 @@ def test_a_product_is_right_to_the_last_bit_for_any_number_of_rows(layer, thread
         np.testing.assert_array_equal(running.run(None, {"x": x})[0], blocks.product(x))
 
 
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("meeting", "met"), [("Add", np.add), ("Mul", np.multiply)])
+def test_what_products_meet_is_added_or_multiplied_exactly(layer, meeting, met):
+    blocks = random_blocks(*layer)
+    ours, stock = (session(blocks.model(meeting=meeting), registered) for registered in (True, False))
+    for rows in (1, 5, 70):
+        x, other = random_rows(rows, layer[1]), random_rows(rows, layer[0], seed=2)
+        wanted, inputs = met(blocks.product(x), other), {"x": x, "other": other}
+        np.testing.assert_array_equal(ours.run(None, inputs)[0], wanted)
+        np.testing.assert_allclose(stock.run(None, inputs)[0], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     n=st.integers(1, 70),

@@ -13,6 +13,8 @@ from tests.kernels.floats import (
     cached_attention_model,
     norm_inputs,
     norm_model,
+    rms_norm_inputs,
+    rms_norm_model,
 )
 from tests.kernels.layers import session
 from tests.kernels.test_numbers import each_isa  # noqa: F401
@@ -25,6 +27,8 @@ ATTENTIONS = [
     (12, 1, 128, 128, 32, (1, 1, 1)),
     (2, 3, 7, 16, 17, (3, 2, 1)),
 ]
+
+NORMS = {"residual": (norm_model, norm_inputs), "rms": (rms_norm_model, rms_norm_inputs)}
 
 
 @pytest.mark.usefixtures("each_isa")
@@ -100,10 +104,11 @@ def test_no_texts_have_no_answers(batch, queries):
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 384), (1, 128, 100), (2, 0, 8), (64, 16, 768)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_norm_is_that_of_its_function(shape, threads):
-    inputs = norm_inputs(*shape)
-    ours = session(norm_model(), True, threads).run(None, inputs)[0]
-    stock = session(norm_model(), False).run(None, inputs)[0]
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_norm_is_that_of_its_function(shape, threads, norm):
+    model, inputs = NORMS[norm][0](), NORMS[norm][1](*shape)
+    ours = session(model, True, threads).run(None, inputs)[0]
+    stock = session(model, False).run(None, inputs)[0]
     np.testing.assert_allclose(ours, stock, rtol=1e-5, atol=1e-5)
 
 
@@ -113,10 +118,11 @@ def test_a_text_has_the_same_answer_alone_and_in_a_batch():
     whole = session(attention_model(2)).run(None, inputs)[0]
     alone = session(attention_model(2)).run(None, {name: value[1:2] for name, value in inputs.items()})[0]
     np.testing.assert_array_equal(alone, whole[1:2])
-    inputs = norm_inputs(3, 5, 40)
-    whole = session(norm_model()).run(None, inputs)[0]
-    alone = session(norm_model()).run(None, inputs | {name: inputs[name][1:2] for name in ("a", "b")})[0]
-    np.testing.assert_array_equal(alone, whole[1:2])
+    for model, of_size in NORMS.values():
+        inputs = of_size(3, 5, 40)
+        whole = session(model()).run(None, inputs)[0]
+        second = {name: value[1:2] if value.ndim == 3 else value for name, value in inputs.items()}
+        np.testing.assert_array_equal(session(model()).run(None, second)[0], whole[1:2])
 
 
 def test_a_key_that_is_masked_for_all_is_nothing():
@@ -189,6 +195,12 @@ def test_a_norm_that_does_not_fit_is_an_error(change):
         session(norm_model()).run(None, {name: np.zeros(size, np.float32) for name, size in sizes.items()})
 
 
-def test_a_negative_epsilon_is_an_error():
+def test_an_rms_norm_that_does_not_fit_is_an_error():
+    with pytest.raises(Exception, match="SlimRmsNorm: input weight does not have one dimension of 4"):
+        session(rms_norm_model()).run(None, {"x": np.zeros((1, 2, 4), np.float32), "weight": np.zeros(3, np.float32)})
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_negative_epsilon_is_an_error(norm):
     with pytest.raises(Exception, match="attribute epsilon"):
-        session(norm_model(-1.0))
+        session(NORMS[norm][0](-1.0))

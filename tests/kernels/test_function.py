@@ -4,11 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from optimum_slim.kernels.function import DOMAIN, OPERATORS, slim_functions, slim_node
+from optimum_slim.kernels.function import DOMAIN, ENDINGS, MEETINGS, OPERATORS, slim_functions, slim_node
 from optimum_slim.kernels.pattern import PATTERNS
 from tests.kernels.layers import expected, random_layer, random_rows, run, session, slim_model
-
-ACTIVATIONS = ["", "Relu", "Gelu", "GeluTanh", "Silu"]
 
 
 def operators_of(path) -> list[str]:
@@ -26,6 +24,17 @@ def test_the_function_is_bit_equal_to_the_kernel(pattern, n, k):
         y = stock.run(None, {"x": x})[0]
         np.testing.assert_array_equal(y, expected(layer, x))
         np.testing.assert_array_equal(y, kernel.run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("meeting", MEETINGS)
+def test_the_function_of_a_meeting_is_bit_equal_to_the_kernel(pattern, meeting):
+    layer = random_layer(33, 24, pattern)
+    for shape in ((24,), (2, 24), (2, 20, 24), (0, 24)):
+        x = random_rows(*shape)
+        y = run(layer, x, meeting, registered=False)
+        np.testing.assert_array_equal(y, expected(layer, x, meeting))
+        np.testing.assert_array_equal(y, run(layer, x, meeting))
 
 
 @pytest.mark.parametrize("group_size", [None, 8])
@@ -48,31 +57,29 @@ def test_the_grouped_function_is_close_to_the_kernel(pattern, shape):
     np.testing.assert_allclose(y, run(layer, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("group_size", [None, 8])
-def test_functions_with_activations_are_close_to_the_kernels(activation, group_size):
+def test_functions_with_endings_are_close_to_the_kernels(ending, group_size):
     layer = random_layer(18, 24, "4x1", group_size=group_size)
     x = random_rows(7, 24)
-    np.testing.assert_allclose(
-        run(layer, x, activation, registered=False), run(layer, x, activation), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(run(layer, x, ending, registered=False), run(layer, x, ending), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("group_size", [None, 8])
-def test_a_registered_kernel_goes_before_the_function(activation, group_size, tmp_path):
+def test_a_registered_kernel_goes_before_the_function(ending, group_size, tmp_path):
     """ONNX's text says the opposite; this is what ONNX Runtime does."""
     layer = random_layer(16, 24, "4x1", group_size=group_size)
-    model = slim_model(layer, activation)
+    model = slim_model(layer, ending)
     session(model, optimized=str(tmp_path / "optimized.onnx"))
     assert operators_of(tmp_path / "optimized.onnx") == [model.graph.node[0].op_type]
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("group_size", [None, 8])
-def test_a_stock_session_rebuilds_the_weight_once(activation, group_size, tmp_path):
+def test_a_stock_session_rebuilds_the_weight_once(ending, group_size, tmp_path):
     layer = random_layer(32, 64, "4x2", group_size=group_size)
-    session(slim_model(layer, activation), registered=False, optimized=str(tmp_path / "optimized.onnx"))
+    session(slim_model(layer, ending), registered=False, optimized=str(tmp_path / "optimized.onnx"))
     operators = operators_of(tmp_path / "optimized.onnx")
     assert not {"BitwiseAnd", "CumSum", "ScatterND", "Transpose", "Unsqueeze", "Slice"} & set(operators)
     assert len(operators) < 30
@@ -119,7 +126,7 @@ def test_an_unknown_rank_stays_unknown():
 
 def test_mistakes_in_a_node_are_named():
     names = ["x", "gaps", "values", "scale", "bias"]
-    with pytest.raises(ValueError, match="no activation is named 'Tanh'; there are Relu, Gelu"):
+    with pytest.raises(ValueError, match="no ending is named 'Tanh'; there are Relu, Gelu"):
         slim_node(names, "y", 4, 4, "4x1", "Tanh")
     with pytest.raises(ValueError, match="no pattern is named '8x8'"):
         slim_node(names, "y", 4, 4, "8x8")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from optimum_slim.kernels.function import MEETINGS, OTHER
 from optimum_slim.kernels.library import ISA_VARIABLE, isa, supported_isas
 from optimum_slim.kernels.pattern import PATTERNS
-from tests.kernels.layers import expected, random_layer, random_rows, run, session, slim_model
+from tests.kernels.layers import expected, fed, random_layer, random_rows, run, session, slim_model
 
 ISAS = ["avx512vnni", "avxvnni", "avx2", "neon", "portable"]
 ROWS = [0, 1, 2, 3, 5, 16, 17, 33, 90, 128, 129]
@@ -123,24 +124,46 @@ def test_activations_are_close_to_the_exact_functions(activation, group_size):
 
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("activation", ["", "Gelu"])
+@pytest.mark.parametrize("meeting", MEETINGS)
 @pytest.mark.parametrize("group_size", [None, 20])
-def test_a_row_alone_is_the_row_in_a_batch(pattern, activation, group_size):
+def test_what_outputs_meet_is_added_or_multiplied_exactly(pattern, meeting, group_size):
+    layer = random_layer(50, 100, pattern, 0.4, group_size)
+    of_layer = session(slim_model(layer, meeting, functions=False))
+    for count in (*ROWS, 600):
+        x = random_rows(count, layer.k)
+        y = of_layer.run(None, fed(layer, x, meeting))[0]
+        np.testing.assert_array_equal(y, expected(layer, x, meeting), err_msg=f"{count} rows")
+
+
+@pytest.mark.parametrize("shape", [(3, 15), (1, 16), (3, 16, 1), (16,), (0, 16)])
+def test_outputs_meet_nothing_of_another_shape(shape):
+    of_layer = session(slim_model(random_layer(16, 8, "4x1"), "Mul", functions=False))
+    with pytest.raises(Exception, match=r"input other|Invalid rank|Got invalid dimensions"):
+        of_layer.run(None, {"x": random_rows(3, 8), OTHER: random_rows(*shape)})
+
+
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("ending", ["", "Gelu", "Add"])
+@pytest.mark.parametrize("group_size", [None, 20])
+def test_a_row_alone_is_the_row_in_a_batch(pattern, ending, group_size):
     layer = random_layer(50, 100, pattern, 0.2, group_size)
-    of_layer = session(slim_model(layer, activation, functions=False))
-    x = random_rows(130, 100)
-    whole = of_layer.run(None, {"x": x})[0]
+    of_layer = session(slim_model(layer, ending, functions=False))
+    whole_in = fed(layer, random_rows(130, 100), ending)
+    whole = of_layer.run(None, whole_in)[0]
     for rows in (slice(0, 1), slice(129, 130), slice(7, 12), slice(30, 50), slice(10, 70)):
-        np.testing.assert_array_equal(of_layer.run(None, {"x": x[rows]})[0], whole[rows])
+        alone = {name: value[rows] for name, value in whole_in.items()}
+        np.testing.assert_array_equal(of_layer.run(None, alone)[0], whole[rows])
 
 
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("rows", [1, 12, 300])
-def test_threads_change_no_bit(pattern, rows):
+@pytest.mark.parametrize("ending", ["Silu", "Mul"])
+def test_threads_change_no_bit(pattern, rows, ending):
     layer = random_layer(1030, 520, pattern)
     x = random_rows(rows, layer.k)
-    one, two = (run(layer, x, "Silu", threads=threads) for threads in (1, 2))
+    one, two = (run(layer, x, ending, threads=threads) for threads in (1, 2))
     np.testing.assert_array_equal(one, two)
 
 

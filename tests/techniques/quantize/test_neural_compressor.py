@@ -16,7 +16,7 @@ from optimum_slim.deploy.integers import weights_on_grids
 from optimum_slim.deploy.names import weight_of
 from optimum_slim.deploy.precision import PRECISIONS, prepared
 from optimum_slim.deploy.verify import load_ort
-from optimum_slim.kernels.blocked import BLOCKED, STOCK
+from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
 from optimum_slim.model.grids import Grid, grids_of, put_grids
 from optimum_slim.tasks import TextGeneration
 from optimum_slim.techniques.quantize import neural_compressor
@@ -70,7 +70,7 @@ def check_file(model, wanted, folder):
     PRECISIONS["int4-weights"](prepared(source / "model.onnx"), folder / "model.onnx", **options)
     graph = onnx.load(folder / "model.onnx").graph
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found = {weight_of(node, wanted): node for node in graph.node if node.op_type in (STOCK, BLOCKED)}
+    found = {weight_of(node, wanted): node for node in graph.node if node.op_type in (STOCK, *BLOCKED_OPERATORS)}
     assert found.keys() == wanted.keys()
     for name, node in found.items():
         q, scale, _ = wanted[name]
