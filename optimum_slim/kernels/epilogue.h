@@ -27,7 +27,7 @@ template <int kLanes, class Sums>
     totals[i] += scaled<kLanes>(ints[i], row_scale, scale + i * kLanes);
 }
 
-// What becomes of outputs 0 to kLanes - 1 of `linear`; `other` has as many.
+// What becomes of outputs 0 to kLanes - 1 of `linear`; `other` has as many, where the ending reads it.
 template <int kLanes, Ending kEnding>
 inline Float<kLanes> ended(Float<kLanes> linear, const float* other) {
   if constexpr (kEnding == Ending::kAdd)
@@ -65,7 +65,7 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
       }
     }
     float* to = y + row * epilogue.outputs + panel * kPanel;
-    const float* other = meets_other(kEnding) ? epilogue.other + (to - epilogue.y) : nullptr;
+    const float* other = meets_other(kEnding) ? epilogue.other + (to - epilogue.y) : to;
     if (count == kPanel) {
       for (int i = 0; i < kPanel / kLanes; ++i) {
         const Float<kLanes> linear = values[i] + load<kLanes>(bias + i * kLanes);
@@ -73,7 +73,7 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
         std::memcpy(to + i * kLanes, &output, sizeof output);
       }
     } else {
-      float others[kPanel], outputs[kPanel];
+      float others[kPanel]{}, outputs[kPanel];
       if constexpr (meets_other(kEnding)) std::memcpy(others, other, count * sizeof(float));
       for (int i = 0; i < kPanel / kLanes; ++i) {
         const Float<kLanes> linear = values[i] + load<kLanes>(bias + i * kLanes);
