@@ -15,7 +15,7 @@ namespace slim {
 
 constexpr int kPanel = 16;
 
-// Numbers of one sign that meet unsigned bytes in one 16-bit sum are at most this in all.
+// Numbers of one sign that meet unsigned bytes in one 16-bit sum are at most this in all; one may be -128 alone.
 constexpr int kMostOfSum = 32767 / 255;
 
 // What stands for 0 in 4 bits where no zero point is told.
@@ -81,10 +81,12 @@ struct BlockWeights {
 
 // How activations are looked up for few rows.
 struct Windows {
-  int offset;     // of the activations
-  int quads;      // of a window..
-  int bytes;      // ..of single inputs..
-  int byte_unit;  // ..which starts at a multiple of this many
+  int offset;       // of the activations..
+  int byte_offset;  // ..and of those that single weights meet
+  int quads;        // of a window..
+  int bytes;        // ..of single inputs..
+  int byte_unit;    // ..which starts at a multiple of this many
+  bool pairs;       // whether two neighbouring single weights of a step must fit in 16 bits together
 };
 
 // For few rows: each lane walks through the kept quads of one output of a panel ("sliced ELLPACK", SELL-16). A step
@@ -112,7 +114,7 @@ struct FourWeights {
 struct ByteWindowWeights {
   AlignedVector<int64_t> start;     // [panel + 1], into steps
   AlignedVector<uint16_t> windows;  // [step], the first input of the window
-  AlignedVector<uint8_t> indices;   // [step][16][4], within the window
+  AlignedVector<uint8_t> indices;   // [step][16][4], within it; of windows of 16 the last 8 outputs' in high halves
   AlignedVector<int8_t> weights;    // [step][16][4]
   AlignedVector<int32_t> initial;   // [output], as above
 };

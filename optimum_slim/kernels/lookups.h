@@ -4,7 +4,7 @@
 //   quads:          8 quads, one of them for each output
 //   single weights: 16 inputs, any four of them for each output
 //
-// Activations are signed here, as in lanes.h.
+// Activations that meet quads are signed here, as in lanes.h.
 #pragma once
 
 #include "avx2.h"
@@ -15,7 +15,7 @@
 namespace slim {
 namespace {
 
-constexpr Windows kYmmLookUp{0, 8, 16, 1};
+constexpr Windows kYmmLookUp{0, 128, 8, 16, 1, true};
 
 struct QuadWindow {
   using Weights = WindowWeights;
@@ -26,7 +26,11 @@ struct QuadWindow {
     const uint8_t* from = &weights.indices[step * kPanel + half * 8];
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
   }
-  static __m256i look_up(__m256i window, __m256i indices) { return _mm256_permutevar8x32_epi32(window, indices); }
+  template <class Isa>
+  static __m256i add(__m256i sums, __m256i window, __m256i indices, __m256i weights) {
+    const __m256i found = _mm256_permutevar8x32_epi32(window, indices);
+    return Isa::add_products(sums, _mm256_abs_epi8(weights), _mm256_sign_epi8(found, weights));
+  }
 };
 
 struct ByteWindow {
@@ -37,9 +41,13 @@ struct ByteWindow {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(window)));
   }
   static __m256i load_indices(const ByteWindowWeights& weights, int64_t step, int half) {
-    return _mm256_load_si256(reinterpret_cast<const __m256i*>(&weights.indices[step * 64 + half * 32]));
+    const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(&weights.indices[step * 32]));
+    return _mm256_and_si256(half ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
   }
-  static __m256i look_up(__m256i window, __m256i indices) { return _mm256_shuffle_epi8(window, indices); }
+  template <class Isa>
+  static __m256i add(__m256i sums, __m256i window, __m256i indices, __m256i weights) {
+    return Isa::add_products(sums, _mm256_shuffle_epi8(window, indices), weights);
+  }
 };
 
 template <class Isa, class Window, int kRows>
@@ -49,12 +57,11 @@ void look_up_rows(const typename Window::Weights& weights, const Epilogue& epilo
     const auto* w = reinterpret_cast<const __m256i*>(weights.weights.data()) + step * 2;
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
-      const __m256i own = _mm256_load_si256(w + half), magnitudes = _mm256_abs_epi8(own);
-      const __m256i indices = Window::load_indices(weights, step, half);
+      const __m256i own = _mm256_load_si256(w + half), indices = Window::load_indices(weights, step, half);
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) {
-        const __m256i found = Window::look_up(Window::load(at + r * x.stride), indices);
-        sums[r].half[half] = Isa::add_products(sums[r].half[half], magnitudes, _mm256_sign_epi8(found, own));
+        __m256i& sum = sums[r].half[half];
+        sum = Window::template add<Isa>(sum, Window::load(at + r * x.stride), indices, own);
       }
     }
   };

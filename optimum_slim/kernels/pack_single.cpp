@@ -39,6 +39,9 @@ int32_t correction_of(const OutputWeights& output, int offset) {
   return -offset * sum;
 }
 
+// Whether products of both with unsigned bytes fit in 16 bits together.
+bool fit(int a, int b) { return (a < 0) != (b < 0) || std::abs(a + b) <= kMostOfSum; }
+
 // One step of a panel: every lane takes up to four weights from the window in which the slowest lane stands.
 bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size_t, kPanel>& at, const Windows& windows,
                  ByteWindowWeights& packed) {
@@ -51,15 +54,22 @@ bool append_step(const std::array<OutputWeights, kPanel>& lanes, std::array<size
   if (first < 0) return false;
   first = first / windows.byte_unit * windows.byte_unit;
   packed.windows.push_back(static_cast<uint16_t>(first));
+  std::array<uint8_t, kPanel * 4> indices{};
   for (int lane = 0; lane < kPanel; ++lane) {
     const OutputWeights& output = lanes[lane];
+    int before = 0;  // the weight whose sum the next one joins
     for (int i = 0; i < 4; ++i) {
-      const bool takes = at[lane] < output.inputs.size() && output.inputs[at[lane]] < first + windows.bytes;
-      packed.indices.push_back(takes ? static_cast<uint8_t>(output.inputs[at[lane]] - first) : 0);
-      packed.weights.push_back(takes ? output.weights[at[lane]] : 0);
+      bool takes = at[lane] < output.inputs.size() && output.inputs[at[lane]] < first + windows.bytes;
+      if (i % 2 == 0) before = 0;
+      if (takes && windows.pairs) takes = fit(before, output.weights[at[lane]]);
+      if (takes) indices[lane * 4 + i] = static_cast<uint8_t>(output.inputs[at[lane]] - first);
+      packed.weights.push_back(takes ? before = output.weights[at[lane]] : 0);
       at[lane] += takes;
     }
   }
+  const size_t count = windows.bytes == 16 ? indices.size() / 2 : indices.size();
+  for (size_t i = count; i < indices.size(); ++i) indices[i - count] |= indices[i] << 4;
+  packed.indices.insert(packed.indices.end(), indices.begin(), indices.begin() + count);
   return true;
 }
 
@@ -88,9 +98,9 @@ OutputWeights paired(const OutputWeights& output) {
   auto low = ascending.begin(), high = ascending.end();
   while (low < high) {
     const int lowest = output.weights[*low], highest = output.weights[high[-1]], sum = lowest + highest;
-    const bool fit = high - low > 1 && ((lowest < 0) != (highest < 0) || std::abs(sum) <= kMostOfSum);
-    if (fit || sum < 0) take(*low++, !fit);
-    if (fit || sum >= 0) take(*--high, !fit);
+    const bool both = high - low > 1 && fit(lowest, highest);
+    if (both || sum < 0) take(*low++, !both);
+    if (both || sum >= 0) take(*--high, !both);
   }
   return result;
 }
@@ -125,7 +135,7 @@ ByteWindowWeights pack_byte_windows(const Layer& layer, const Windows& windows) 
   packed.start.push_back(0);
   std::array<OutputWeights, kPanel> lanes;
   for_each_output(layer, [&](int64_t n, OutputWeights& output) {
-    packed.initial[n] = correction_of(output, windows.offset);
+    packed.initial[n] = correction_of(output, windows.byte_offset);
     lanes[n % kPanel] = output;
     if (n % kPanel != kPanel - 1 && n != layer.outputs - 1) return;
     for (int lane = n % kPanel + 1; lane < kPanel; ++lane) lanes[lane] = {};

@@ -126,7 +126,8 @@ void SlimLinear::run_rows(const float* x, const Epilogue& epilogue, float* y, in
   thread_local Scratch widened, first_rests;
   thread_local std::vector<Rest> rests;
   QuantizedRows quantized = quantized_rows(rows);
-  const int offset = windows_ || byte_windows_ ? products_.look_up.offset : 0;  // else the weights carry it
+  const Windows& look_up = products_.look_up;
+  const int offset = windows_ ? look_up.offset : byte_windows_ ? look_up.byte_offset : 0;  // else the weights carry it
   products_.quantize(x, rows, inputs_, groups_, offset, quantized);
   if (nibbles_) {
     const int32_t factor = nibbles_->zero_points.empty() ? -kMiddleOfNibbles : -1;
