@@ -200,6 +200,8 @@ def cached_attention(rng: random.Random) -> Case:
     if rng.random() < 0.1:
         sizes[rng.choice(("batch", "tokens"))] = 0
     sizes["queries"] = rng.choice((sizes["tokens"], sizes["tokens"], rng.randint(0, 50)))
+    if not sizes["past"] + sizes["tokens"]:
+        sizes["queries"] = 0  # there is nothing to see
     sizes |= {"1": 1, "size": size, "heads": kv_heads * shared, "kv_heads": kv_heads}
     sizes |= {"width": kv_heads * shared * size, "kv_width": kv_heads * size, "keys": sizes["past"] + sizes["tokens"]}
     new, past = ["batch", "tokens", "kv_width"], ["batch", "kv_heads", "past", "size"]
@@ -214,7 +216,7 @@ def norm(rng: random.Random) -> Case:
     leading = ["batch", "tokens", "more"][: rng.choice((0, 1, 2, 2, 3))]
     sizes = {name: rng.choice((0, 1, 1, 2, 3, 17)) for name in leading} | {"width": rng.choice((0, 1, 5, 16, 33, 384))}
     if "tokens" in leading and rng.random() < 0.05:  # enough work to be split
-        sizes |= {"batch": 2, "tokens": 530}
+        sizes |= {"batch": 2, "tokens": 530} | ({"more": 1} if "more" in sizes else {})
     rows = [*leading, "width"]
     axes = {"a": rows, "b": list(rows), "weight": ["width"], "bias": ["width"]}
     return Case(_without_functions(norm_model(rng.choice((0.0, 1e-12, 1e-5, 3e38)))), sizes, axes)
