@@ -17,14 +17,14 @@ from optimum_slim.deploy.meetings import fuse_meetings, part_meetings
 from optimum_slim.deploy.norms import fuse_rms_norms
 from optimum_slim.deploy.precision import in_blocks, int8_rows, prepared
 from optimum_slim.tasks import task_named
-from tests.tiny import tiny
+from tests.tiny import mostly_slow, tiny
 
 # Of three blocks: residuals, gates and norms. Two more of qwen3's norms scale queries and keys.
 FOUND = {"mistral": (6, 3, 7), "llama": (6, 3, 7), "qwen2": (6, 3, 7), "qwen3": (6, 3, 13)}
 BIASED = ("llama",)  # where weights stand in blocks, a bias is added apart, and comes between
 
 
-@pytest.fixture(params=FOUND, scope="module")
+@pytest.fixture(params=mostly_slow("mistral", "qwen3", families=tuple(FOUND)), scope="module")
 def made(request, tmp_path_factory):
     model, folder = tiny(request.param), tmp_path_factory.mktemp(request.param)
     export(model, task_named("auto", model.config), folder / "model.onnx")
