@@ -14,13 +14,7 @@ from onnx import helper
 from onnxscript.rewriter.pattern import ANY_VALUE, MatchResult, RewriteRuleClassBase, Var
 
 from optimum_slim.deploy.benchmark import feeds
-from optimum_slim.deploy.graph import (
-    add_functions,
-    drop_dead_nodes,
-    drop_unused,
-    put_nodes,
-    replace_node,
-)
+from optimum_slim.deploy.graph import add_functions, drop_dead_nodes, drop_unused, put_nodes, replace_node
 from optimum_slim.deploy.memory import opened
 from optimum_slim.deploy.rewriting import numbers_in, rewritten
 from optimum_slim.kernels.attention import (

@@ -219,8 +219,9 @@ def opset_of(graph: onnx.ModelProto) -> int:
 
 
 def add_functions(graph: onnx.ModelProto, functions: Sequence[onnx.FunctionProto]) -> None:
-    """Adds functions of ours, in place, and says which version of our domain is meant."""
-    graph.functions.extend(functions)
+    """Adds functions of ours that it has not yet, in place, and says which version of our domain is meant."""
+    known = {function.name for function in graph.functions}
+    graph.functions.extend(function for function in functions if function.name not in known)
     if DOMAIN not in {one.domain for one in graph.opset_import}:
         graph.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     graph.ir_version = max(graph.ir_version, 8)  # the first with functions

@@ -11,7 +11,7 @@ from optimum_slim.deploy.wiring import Wiring
 from optimum_slim.kernels.blocked import BLOCKED, BLOCKED_OPERATORS, OTHER_AT, blocked_function
 from optimum_slim.kernels.function import DOMAIN, OPERATORS, slim_functions
 
-MEETINGS = {"Add": "Add", "Sum": "Add", "Mul": "Mul"}  # the ending by what it stands for
+ENDING_OF = {"Add": "Add", "Sum": "Add", "Mul": "Mul"}  # by the operator that it stands for
 
 
 def fuse_meetings(graph: onnx.ModelProto) -> int:
@@ -28,15 +28,14 @@ def fuse_meetings(graph: onnx.ModelProto) -> int:
             continue
         other = next(name for name in reader.input if name != linear.output[0])
         graph.graph.node.remove(linear)
-        linear.op_type += MEETINGS[reader.op_type]
+        linear.op_type += ENDING_OF[reader.op_type]
         linear.output[0] = reader.output[0]
         linear.input.insert(OTHER_AT if linear.op_type in BLOCKED_OPERATORS else len(linear.input), other)
         replace_node(graph, reader, linear)
         fused.append(linear.op_type)
-    blocked, known = set(fused) & set(BLOCKED_OPERATORS), {function.name for function in graph.functions}
-    functions = [blocked_function(name, opset_of(graph)) for name in sorted(blocked)]
-    functions += slim_functions(set(fused) - blocked, opset_of(graph))
-    add_functions(graph, [function for function in functions if function.name not in known])
+    blocked = set(fused) & set(BLOCKED_OPERATORS)
+    add_functions(graph, [blocked_function(name, opset_of(graph)) for name in sorted(blocked)])
+    add_functions(graph, slim_functions(set(fused) - blocked, opset_of(graph)))
     return len(fused)
 
 
@@ -56,7 +55,7 @@ def _linears_and_readers(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, o
     for node in graph.graph.node:
         if node.domain != DOMAIN or f"{node.op_type}Add" not in (*OPERATORS, *BLOCKED_OPERATORS):
             continue
-        for reader in (one for name in MEETINGS if (one := wiring.only_reader(node.output[0], name)) is not None):
+        for reader in (one for name in ENDING_OF if (one := wiring.only_reader(node.output[0], name)) is not None):
             constant = any(wiring.tensor(name) is not None for name in reader.input)
             if len(reader.input) == 2 and not constant and reader.output[0] not in taken:
                 found.append((node, reader))

@@ -12,12 +12,7 @@ from optimum_slim.deploy.graph import add_functions, drop_unused, opset_of, put_
 from optimum_slim.deploy.rewriting import numbers_in, rewritten
 from optimum_slim.deploy.wiring import Wiring, attribute_of
 from optimum_slim.kernels.function import DOMAIN
-from optimum_slim.kernels.norm import (
-    RMS_NORM,
-    residual_norm_function,
-    residual_norm_node,
-    rms_norm_function,
-)
+from optimum_slim.kernels.norm import RMS_NORM, residual_norm_function, residual_norm_node, rms_norm_function
 
 
 def fuse_residual_norms(graph: onnx.ModelProto) -> int:

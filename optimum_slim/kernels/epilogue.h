@@ -63,23 +63,22 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
       } else {
         values[i] = load<kLanes>(static_cast<const float*>(sums) + at);
       }
+      values[i] += load<kLanes>(bias + i * kLanes);
     }
+    const auto finish = [&](const float* others, float* outputs) {
+      for (int i = 0; i < kPanel / kLanes; ++i) {
+        const Float<kLanes> output = ended<kLanes, kEnding>(values[i], others + i * kLanes);
+        std::memcpy(outputs + i * kLanes, &output, sizeof output);
+      }
+    };
     float* to = y + row * epilogue.outputs + panel * kPanel;
     const float* other = meets_other(kEnding) ? epilogue.other + (to - epilogue.y) : to;
     if (count == kPanel) {
-      for (int i = 0; i < kPanel / kLanes; ++i) {
-        const Float<kLanes> linear = values[i] + load<kLanes>(bias + i * kLanes);
-        const Float<kLanes> output = ended<kLanes, kEnding>(linear, other + i * kLanes);
-        std::memcpy(to + i * kLanes, &output, sizeof output);
-      }
+      finish(other, to);
     } else {
       float others[kPanel]{}, outputs[kPanel];
       if constexpr (meets_other(kEnding)) std::memcpy(others, other, count * sizeof(float));
-      for (int i = 0; i < kPanel / kLanes; ++i) {
-        const Float<kLanes> linear = values[i] + load<kLanes>(bias + i * kLanes);
-        const Float<kLanes> output = ended<kLanes, kEnding>(linear, others + i * kLanes);
-        std::memcpy(outputs + i * kLanes, &output, sizeof output);
-      }
+      finish(others, outputs);
       std::memcpy(to, outputs, count * sizeof(float));
     }
   }

@@ -266,12 +266,8 @@ def _silu(body: Body) -> None:
     body.add("Mul", "linear", body.add("Sigmoid", "linear"), output="y")
 
 
-def _add(body: Body) -> None:
-    body.add("Add", "linear", OTHER, output="y")
-
-
-def _mul(body: Body) -> None:
-    body.add("Mul", "linear", OTHER, output="y")
+def _met(meeting: str, body: Body) -> None:
+    body.add(meeting, "linear", OTHER, output="y")
 
 
 _ENDING_BODIES: dict[str, Callable[[Body], None]] = {
@@ -279,6 +275,5 @@ _ENDING_BODIES: dict[str, Callable[[Body], None]] = {
     "Gelu": _gelu,
     "GeluTanh": _gelu_tanh,
     "Silu": _silu,
-    "Add": _add,
-    "Mul": _mul,
+    **{meeting: partial(_met, meeting) for meeting in MEETINGS},
 }

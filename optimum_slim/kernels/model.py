@@ -73,16 +73,15 @@ def blocked_model(
     tensors: dict[str, NDArray[Any]] = {"values": values, "scales": scales}
     if zero_points is not None:
         tensors["zero_points"] = zero_points
-    inputs = [INPUTS[0], *tensors]
-    if meeting:
-        inputs.insert(OTHER_AT, OTHER)
+    other, inputs = [OTHER] if meeting else [], [INPUTS[0], *tensors]
+    inputs[OTHER_AT:OTHER_AT] = other
     node = blocked_node(inputs, "y", meeting=meeting, K=blocks * block, N=n, bits=bits, block_size=block)
     graph = helper.make_graph(
         [node],
         "layer",
         [
             helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", blocks * block]),
-            *(helper.make_tensor_value_info(OTHER, TensorProto.FLOAT, ["rows", n]) for _ in [meeting] if meeting),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", n]) for name in other),
         ],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", n])],
         [numpy_helper.from_array(a, name) for name, a in tensors.items()],

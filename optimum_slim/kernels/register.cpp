@@ -54,8 +54,8 @@ ort::Status create(const ort::CustomOp* op, ort::Api api, ort::ConstHandle info,
   const Operator& one = self(op);
   return guarded(api, one.name.c_str(), [&] {
     const Layer layer = one.read(Node(api, info));
-    *kernel = std::make_unique<Kernel>(Kernel{api, one.name.c_str(), one.inputs.required - 1, SlimLinear(layer, choose_products())})
-                  .release();
+    SlimLinear linear(layer, choose_products());
+    *kernel = new Kernel{api, one.name.c_str(), one.inputs.required - 1, std::move(linear)};
   });
 }
 

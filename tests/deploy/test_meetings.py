@@ -92,16 +92,18 @@ def test_what_is_parted_again_is_as_it_was(made, tmp_path):
 def test_a_tensor_that_is_spread_over_texts_or_tokens_is_met_apart(meeting, shape):
     """Embeddings of positions, a factor of each text, or what is no meeting at all."""
     weight = np.random.default_rng(0).standard_normal((48, 32)).astype(np.float32)
+    axes, other = [0, 1], helper.make_node("Identity", ["whole"], ["other"])
+    if shape is not None:
+        keepdims = len(shape) == 3
+        axes = [axis for axis, size in enumerate(shape) if size == 1] if keepdims else axes
+        other = helper.make_node("ReduceMean", ["whole", "axes"], ["other"], keepdims=int(keepdims))
     nodes = [
+        helper.make_node("Gather", ["others", "input_ids"], ["whole"]),
         helper.make_node("Gather", ["table", "input_ids"], ["x"]),
         helper.make_node("MatMul", ["x", "weight"], ["linear"], name="/one/MatMul"),
-        helper.make_node("ReduceMean", ["linear_other", "axes"], ["other"], keepdims=int(len(shape or "123") == 3)),
+        other,
         helper.make_node(meeting, ["linear", "other"], ["logits"]),
     ]
-    axes = [axis for axis, size in enumerate(shape) if size == 1] if shape and len(shape) == 3 else [0, 1]
-    nodes.insert(0, helper.make_node("Gather", ["others", "input_ids"], ["linear_other"]))
-    if shape is None:
-        nodes[3] = helper.make_node("Identity", ["linear_other"], ["other"])
     stored = {
         "table": np.random.default_rng(1).standard_normal((128, 48)).astype(np.float32),
         "others": np.random.default_rng(2).standard_normal((128, 32)).astype(np.float32),
