@@ -45,6 +45,68 @@ Range part(Range whole, int64_t index, int64_t parts) {
 
 Range panels_of(const Epilogue& epilogue) { return {0, round_up(epilogue.outputs, kPanel) / kPanel}; }
 
+// Shares the products of tiles and parts of the panels out among threads. A thread stays with the tiles that it packed,
+// which lie in its caches, and takes over others' when it is done with them.
+class TileShares {
+ public:
+  TileShares(int64_t tiles, int64_t parts) : tiles_(tiles), parts_(parts) {}
+
+  struct Share {
+    int64_t tile, part;
+  };
+
+  // For the calling thread; may be called tiles * parts times in all. Whoever comes to a tile first packs it.
+  template <class Pack>
+  Share next(const Pack& pack) {
+    static thread_local const char self = 0;
+    for (;;) {
+      const int64_t tile = choose(&self, pack), part = states_[tile].begun.fetch_add(1, std::memory_order_relaxed);
+      if (part >= parts_) continue;  // another thread came first
+      while (!states_[tile].packed.load(std::memory_order_acquire)) std::this_thread::yield();
+      return {tile, part};
+    }
+  }
+
+ private:
+  struct State {
+    std::atomic<const void*> owner{nullptr};
+    std::atomic<int64_t> begun{0};
+    std::atomic<bool> packed{false};
+  };
+
+  template <class Pack>
+  int64_t choose(const void* self, const Pack& pack) {
+    for (int64_t tile = 0; tile < tiles_; ++tile) {
+      const void* nobody = nullptr;
+      if (states_[tile].owner.compare_exchange_strong(nobody, self, std::memory_order_relaxed)) {
+        pack(tile);
+        states_[tile].packed.store(true, std::memory_order_release);
+        return tile;
+      }
+    }
+    // All own tiles meet some panels before the next panels come: these stay in a near cache meanwhile.
+    const int64_t own = least_begun([&](const void* owner) { return owner == self; });
+    if (own >= 0) return own;
+    const int64_t other = std::max<int64_t>(0, least_begun([](const void*) { return true; }));
+    states_[other].owner.store(self, std::memory_order_relaxed);
+    return other;
+  }
+
+  // Of the tiles with parts left whose owner `counts`; -1 if there is none.
+  template <class Counts>
+  int64_t least_begun(const Counts& counts) const {
+    int64_t found = -1, least = parts_;
+    for (int64_t tile = 0; tile < tiles_; ++tile) {
+      const int64_t begun = states_[tile].begun.load(std::memory_order_relaxed);
+      if (begun < least && counts(states_[tile].owner.load(std::memory_order_relaxed))) found = tile, least = begun;
+    }
+    return found;
+  }
+
+  int64_t tiles_, parts_;
+  std::array<State, kRowsAtOnce / kPanel> states_;
+};
+
 int64_t count_kept(const Layer& layer) {
   int64_t blocks = 0;
   for (int64_t byte = 0; byte < (layer.block_rows() * layer.block_columns() + 7) / 8; ++byte)
@@ -192,7 +254,7 @@ void SlimLinear::run_expanded(const float* x, const Epilogue& epilogue, float* y
   });
 }
 
-// Rows in lanes: every task takes one tile of rows and some panels. Whoever comes to a tile first packs it.
+// Rows in lanes: every task takes one tile of rows and some panels.
 void SlimLinear::run_tiles(const float* x, const Epilogue& epilogue, float* y, int64_t rows,
                            const Parallel& parallel) const {
   thread_local Scratch scratch;
@@ -230,18 +292,10 @@ void SlimLinear::run_tiles(const float* x, const Epilogue& epilogue, float* y, i
     return;
   }
   const int64_t parts = std::clamp<int64_t>(wanted / tiles, 1, panels.end);
-  enum : int { kMissing, kInWork, kPacked };
-  std::array<std::atomic<int>, kRowsAtOnce / kPanel> states{};
-  // All tiles meet some panels before the next panels come: these stay in a near cache meanwhile.
-  parallel(tiles * parts, [&](int64_t task) {
-    const int64_t tile = task % tiles;
-    int seen = kMissing;
-    if (states[tile].compare_exchange_strong(seen, kInWork)) {
-      pack_tile(tile);
-      states[tile].store(kPacked, std::memory_order_release);
-    }
-    while (states[tile].load(std::memory_order_acquire) != kPacked) std::this_thread::yield();
-    multiply(tile, part(panels, task / tiles, parts));
+  TileShares shares(tiles, parts);
+  parallel(tiles * parts, [&](int64_t) {
+    const TileShares::Share share = shares.next(pack_tile);
+    multiply(share.tile, part(panels, share.part, parts));
   });
 }
 

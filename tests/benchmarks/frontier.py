@@ -4,13 +4,13 @@ python tests/benchmarks/frontier.py --model M --data D --work W                 
 python tests/benchmarks/frontier.py --model M --data D --work W --names "3 layers" --seeds 0,1
 python tests/benchmarks/frontier.py --model M --data D --work W --again               makes the files of W anew
 python tests/benchmarks/frontier.py --model M --data D --work W --time                times all of them
-python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg (by matplotlib)
+python tests/benchmarks/frontier.py --model M --data D --work W --plot                draws frontier.svg
 
 Recipes stand in frontier.yaml, results in results/frontier.json. A result is kept under the hash of its recipe, its
 seed, the model and the texts, so that a run goes on where another stopped. W keeps the folders that were made: where
 files are made in a new way, `--again` makes and judges theirs anew from the trained weights. Timing wants a quiet
 machine; a recipe that W holds no folder of is timed after a few steps of training, as what weights are does not change
-the time.
+the time. Drawing wants matplotlib, which is in the extra `benchmarks`.
 """
 
 from __future__ import annotations
