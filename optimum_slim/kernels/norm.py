@@ -1,4 +1,4 @@
-"""The nodes of SlimResidualNorm and SlimRmsNorm, and their model-local functions of stock operators."""
+"""The node of SlimResidualNorm, and its and SlimRmsNorm's (arXiv:1910.07467) functions of stock operators."""
 
 from __future__ import annotations
 
@@ -28,11 +28,6 @@ def residual_norm_function(opset: int = 18) -> FunctionProto:
     refer(norm, {"epsilon": AttributeProto.FLOAT})
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(DOMAIN, RESIDUAL_NORM, INPUTS, ["y"], [*body.nodes, norm], imports, ["epsilon"])
-
-
-def rms_norm_node(inputs: Sequence[str], output: str, epsilon: float, name: str = "") -> NodeProto:
-    """A node; its inputs are the names of what is scaled and of the norm's weight (arXiv:1910.07467)."""
-    return helper.make_node(RMS_NORM, list(inputs), [output], name=name, domain=DOMAIN, epsilon=epsilon)
 
 
 def rms_norm_function(opset: int = 18) -> FunctionProto:

@@ -19,7 +19,7 @@ from optimum_slim.kernels.attention import (
     cached_attention_node,
 )
 from optimum_slim.kernels.function import DOMAIN
-from optimum_slim.kernels.norm import residual_norm_function, residual_norm_node, rms_norm_function, rms_norm_node
+from optimum_slim.kernels.norm import RMS_NORM, residual_norm_function, residual_norm_node, rms_norm_function
 from tests.kernels.layers import random_rows
 
 LOWEST = np.finfo(np.float32).min
@@ -43,7 +43,7 @@ def norm_model(epsilon: float = 1e-6) -> ModelProto:
 
 def rms_norm_model(epsilon: float = 1e-6) -> ModelProto:
     ranks = {"x": 3, "weight": 1}
-    return _model_of(rms_norm_node(list(ranks), "y", epsilon), ranks)
+    return _model_of(helper.make_node(RMS_NORM, list(ranks), ["y"], domain=DOMAIN, epsilon=epsilon), ranks)
 
 
 def attention_inputs(batch, queries, keys, width, mask=(1, 1, 1)):
