@@ -121,6 +121,18 @@ def agreed(make: Callable[[], T]) -> T:
     return made  # type: ignore[return-value]
 
 
+@contextmanager
+def first_of_machine_first() -> Iterator[None]:
+    """What is done inside one process of each machine does before the others, which wait as long as it takes: they read
+    what it wrote. All must come."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # accelerate sets it, however it was launched
+    if not first:
+        gathered(None)
+    yield
+    if first:
+        gathered(None)
+
+
 class Lead:
     """What the first process calls the others with."""
 

@@ -59,6 +59,19 @@ def test_what_all_can_make_is_made():
     assert together(agree, ()) == ["texts", "texts"]
 
 
+def read_what_the_first_writes(file):
+    os.environ["LOCAL_RANK"] = str(processes.index())  # together() leaves it 0 for all
+    with processes.first_of_machine_first():
+        found = file.exists()
+        time.sleep(0.5)
+        file.touch()
+    return found
+
+
+def test_one_does_first_what_the_others_read(tmp_path):
+    assert together(read_what_the_first_writes, tmp_path / "made", count=3) == [False, True, True]
+
+
 def copy(folder, far):
     mine = folder / "far" if far and processes.index() else folder / "first"
     processes.copied(folder / "first", mine, ["checkpoint-*"])

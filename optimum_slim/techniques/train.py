@@ -153,7 +153,7 @@ class Train(Technique):
         data, answers = training_data, None
         if self.taught:
             data = replace(data, examples=[*data.examples, *data.extra], extra=())
-        with arguments.main_process_first():  # what the others read it has written
+        with processes.first_of_machine_first():
             if self.augment is not None and train_rows is not None and task is not None:
 
                 def vectors() -> Tensor:
