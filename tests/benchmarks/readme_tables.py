@@ -82,6 +82,28 @@ def of_kernels(found: dict[str, Any]) -> str:
     )
 
 
+def of_peaks(found: dict[str, Any]) -> str:
+    """Shares of what a core can do, and how much faster two threads are than one, geometric means over the shapes."""
+    rows = found["rows"]
+    cases = list(dict.fromkeys((row["pattern"], row["sparsity"]) for row in rows))
+    largest = [row for row in rows if row["k"] * row["n"] >= 768 * 3072]
+
+    def mean(rows: list[dict[str, Any]], case: tuple[Any, ...], key: str, threads: int, tokens: int) -> float:
+        wanted = (*case, threads, tokens)
+        return statistics.geometric_mean(
+            row[key] for row in rows if (row["pattern"], row["sparsity"], row["threads"], row["tokens"]) == wanted
+        )
+
+    def told(case: tuple[Any, ...]) -> list[str]:
+        shares = mean(rows, case, "share_of_gop_s", 1, 128), mean(rows, case, "share_of_gb_s", 1, 1)
+        gains = (mean(largest, case, "ratio_vs_fewest_threads", 2, tokens) for tokens in (128, 384))
+        name = f"{case[0]} {case[1] * 100:.0f} %".replace(" 0 %", "")
+        return [name, *(f"{share * 100:.0f} %" for share in shares), *(f"{gain:.2f}x" for gain in gains)]
+
+    head = ["weights", "products, 128 rows", "reading, 1 row", "two threads, 128 rows", "two threads, 384 rows"]
+    return markdown(head, [told(case) for case in cases])
+
+
 def of_encoders(found: dict[str, Any]) -> str:
     points = list(dict.fromkeys((row["model"], row["threads"]) for row in found["rows"]))
     names = list(dict.fromkeys(row["what"] for row in found["rows"]))
@@ -243,6 +265,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "figures": of_recipe,
     "operators": of_operators,
     "kernels": of_kernels,
+    "peaks": of_peaks,
     "encoders": of_encoders,
     "quantization": of_quantization,
     "frontier": of_frontier,
