@@ -78,7 +78,8 @@ class TileShares {
   int64_t choose(const void* self, const Pack& pack) {
     for (int64_t tile = 0; tile < tiles_; ++tile) {
       const void* nobody = nullptr;
-      if (states_[tile].owner.compare_exchange_strong(nobody, self, std::memory_order_relaxed)) {
+      std::atomic<const void*>& owner = states_[tile].owner;
+      if (!owner.load(std::memory_order_relaxed) && owner.compare_exchange_strong(nobody, self)) {
         pack(tile);
         states_[tile].packed.store(true, std::memory_order_release);
         return tile;
