@@ -67,41 +67,31 @@ def of_operators(found: dict[str, Any]) -> str:
 def of_kernels(found: dict[str, Any]) -> str:
     """How many times faster than ONNX Runtime's int8, geometric means over the shapes."""
     rows = found["rows"]
-    cases = list(dict.fromkeys((row["pattern"], row["sparsity"], row["group_size"]) for row in rows))
     loads = list(dict.fromkeys((row["threads"], row["tokens"]) for row in rows))
 
     def cell(case: tuple[Any, ...], load: tuple[int, int]) -> str:
-        of_case = [row for row in rows if (row["pattern"], row["sparsity"], row["group_size"]) == case]
-        ratios = [row["ratio_vs_int8"] for row in of_case if (row["threads"], row["tokens"]) == load]
-        return f"{statistics.geometric_mean(ratios):.2f}" if ratios else ""
+        ratio = over_shapes(rows, case, load, "ratio_vs_int8")
+        return "" if ratio is None else f"{ratio:.2f}"
 
-    told = [f"{name} {share * 100:.0f} %" + (f", groups of {size}" if size else "") for name, share, size in cases]
     return markdown(
         ["weights", *(f"{rows_told(tokens)}, {threads(count)}" for count, tokens in loads)],
-        [[name.replace(" 0 %", ""), *(cell(case, load) for load in loads)] for name, case in zip(told, cases)],
+        [[weights_told(*case), *(cell(case, load) for load in loads)] for case in dict.fromkeys(map(case_of, rows))],
     )
 
 
 def of_peaks(found: dict[str, Any]) -> str:
     """Shares of what a core can do, and how much faster two threads are than one, geometric means over the shapes."""
     rows = found["rows"]
-    cases = list(dict.fromkeys((row["pattern"], row["sparsity"]) for row in rows))
     largest = [row for row in rows if row["k"] * row["n"] >= 768 * 3072]
 
-    def mean(rows: list[dict[str, Any]], case: tuple[Any, ...], key: str, threads: int, tokens: int) -> float:
-        wanted = (*case, threads, tokens)
-        return statistics.geometric_mean(
-            row[key] for row in rows if (row["pattern"], row["sparsity"], row["threads"], row["tokens"]) == wanted
-        )
-
     def told(case: tuple[Any, ...]) -> list[str]:
-        shares = mean(rows, case, "share_of_gop_s", 1, 128), mean(rows, case, "share_of_gb_s", 1, 1)
-        gains = (mean(largest, case, "ratio_vs_fewest_threads", 2, tokens) for tokens in (128, 384))
-        name = f"{case[0]} {case[1] * 100:.0f} %".replace(" 0 %", "")
-        return [name, *(f"{share * 100:.0f} %" for share in shares), *(f"{gain:.2f}x" for gain in gains)]
+        shares = over_shapes(rows, case, (1, 128), "share_of_gop_s"), over_shapes(rows, case, (1, 1), "share_of_gb_s")
+        gains = (over_shapes(largest, case, (2, tokens), "ratio_vs_fewest_threads") for tokens in (128, 384))
+        percent = (f"{share * 100:.0f} %" for share in shares)
+        return [weights_told(*case), *percent, *(f"{gain:.2f}x" for gain in gains)]
 
     head = ["weights", "products, 128 rows", "reading, 1 row", "two threads, 128 rows", "two threads, 384 rows"]
-    return markdown(head, [told(case) for case in cases])
+    return markdown(head, [told(case) for case in dict.fromkeys(map(case_of, rows))])
 
 
 def of_encoders(found: dict[str, Any]) -> str:
@@ -255,6 +245,22 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
+
+
+def case_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The kind of weights that a kernel was timed with."""
+    return row["pattern"], row["sparsity"], row["group_size"]
+
+
+def over_shapes(rows: Sequence[dict[str, Any]], case: tuple[Any, ...], load: tuple[int, int], key: str) -> float | None:
+    """The geometric mean over the shapes of one kind of weights, with so many threads and rows."""
+    wanted = [row for row in rows if (row["threads"], row["tokens"]) == load and case_of(row) == case]
+    return statistics.geometric_mean(row[key] for row in wanted) if wanted else None
+
+
+def weights_told(pattern: str, sparsity: float, group_size: int | None) -> str:
+    zeros = f" {sparsity * 100:.0f} %" if sparsity else ""
+    return f"{pattern}{zeros}" + (f", groups of {group_size}" if group_size else "")
 
 
 def rows_told(count: int) -> str:
