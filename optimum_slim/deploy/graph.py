@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.kernels.function import DOMAIN, VERSION
-from optimum_slim.kernels.packing import MIDDLE, turned
+from optimum_slim.kernels.packing import MIDDLE
 
 
 def sum_residuals(graph: onnx.ModelProto) -> int:
@@ -80,23 +80,9 @@ def share_embeddings(graph: onnx.ModelProto, tied: dict[str, str]) -> None:
         graph.graph.node.insert(0, helper.make_node("Transpose", [embedding], [head], perm=[1, 0]))
 
 
-def unsigned_weights(graph: onnx.ModelProto) -> None:
-    """Stores the int8 weights of MatMulInteger, whose zero points are 0, as uint8 with zero point 128, in place.
-
-    The numbers stay the same everywhere. Without VNNI, ONNX Runtime's products of uint8 by int8 on x86 add pairs in 16
-    bits, which overflow; those of uint8 by uint8 do not. Where there is VNNI, both run the same instructions.
-    """
-    stored = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    for node in graph.graph.node:
-        if node.op_type == "MatMulInteger" and node.input[1] in stored:
-            weight, zero_point = stored.pop(node.input[1]), stored[node.input[3]]
-            weight.CopyFrom(numpy_helper.from_array(turned(numpy_helper.to_array(weight)), weight.name))
-            zero_point.CopyFrom(numpy_helper.from_array(np.array(MIDDLE, np.uint8), zero_point.name))
-
-
 def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str], high: Collection[str] = ()) -> None:
-    """Stores embeddings as int8 with one scale per token, in place, but for those of `high`; a head made by
-    `quantize_dynamic` from the same weight (`tied`: embedding by head) reads the same integers, which are uint8 and 128
+    """Stores embeddings as int8 with one scale per token, in place, but for those of `high`; a head that was
+    quantized from the same weight (`tied`: embedding by head) reads the same integers, which may be uint8 and 128
     more."""
     heads = {embedding: head for head, embedding in tied.items()}
     for name, gathers in float_embeddings(graph).items():
@@ -117,7 +103,7 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str], high: Coll
         add_initializer(graph, integers, np.ascontiguousarray(quantized))
         add_initializer(graph, scales, np.ascontiguousarray(scale, dtype=np.float32))
         for gather in gathers:
-            read_integers(graph, gather, integers, scales, 0 if stored is None else MIDDLE)
+            read_integers(graph, gather, integers, scales, MIDDLE if quantized.dtype == np.uint8 else 0)
         drop_unused(graph)
 
 
@@ -157,7 +143,7 @@ def read_integers(
 
 
 def quantized_rows(
-    weight: np.ndarray, group_size: int | None = None, spread: float = np.inf
+    weight: np.ndarray, group_size: int | None = None, spread: float = np.inf, paired: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric 8-bit integers, -127 to 127 (Jacob et al., arXiv:1712.05877, with zero point 0).
 
@@ -165,6 +151,8 @@ def quantized_rows(
         weight: float32 [N, K]. group_size: inputs that share a scale; default: all K.
         spread: the most that the root mean square of a group's integers may be, zeros left out: where it would be more,
         the integers are smaller.
+        paired: those of two neighbouring inputs that have one sign also add up to 128 at most, so that products with
+        uint8 fit 16 bits (see saturation.py).
 
     Returns:
         int8 [N, K], and scales float32 [N, K / group_size]; a group of zeros has scale 1.
@@ -172,6 +160,8 @@ def quantized_rows(
     outputs, inputs = weight.shape
     groups = weight.reshape(outputs, -1, group_size or inputs)
     largest = np.abs(groups).max(axis=2, keepdims=True)
+    if paired:
+        largest = np.maximum(largest, _largest_pairs(groups))
     step = largest / np.float32(127)
     if spread < np.inf:
         kept = np.maximum((groups != 0).sum(axis=2, keepdims=True), 1)
@@ -179,6 +169,13 @@ def quantized_rows(
         step = np.maximum(step, (rms / spread).astype(np.float32))
     scale = np.where(largest > 0, step, np.float32(1)).astype(np.float32)
     return np.rint(groups / scale).astype(np.int8).reshape(weight.shape), scale[..., 0]
+
+
+def _largest_pairs(groups: np.ndarray) -> np.ndarray:
+    """What neighbours of one sign add up to at most, [N, groups, 1]: each rounded, they exceed it by one step."""
+    pairs = groups[..., : groups.shape[-1] // 2 * 2].reshape(*groups.shape[:2], -1, 2)
+    sums = [np.maximum(side, 0).sum(-1).max(-1, keepdims=True, initial=0) for side in (pairs, -pairs)]
+    return np.maximum(*sums)
 
 
 def float_embeddings(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:

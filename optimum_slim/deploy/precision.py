@@ -24,9 +24,8 @@ from optimum_slim.deploy.graph import (
     share_embeddings,
     sum_residuals,
     tied_heads,
-    unsigned_weights,
 )
-from optimum_slim.deploy.integers import OnGrid
+from optimum_slim.deploy.integers import OnGrid, exact_weights
 from optimum_slim.deploy.logits import Logits, last_logits
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.meetings import fuse_meetings
@@ -72,7 +71,9 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = (
     """
     large = is_large(graph)
     fold_transposed_weights(graph)
-    tied, products, tables = tied_heads(graph), *_left(graph, high)
+    tied = tied_heads(graph)
+    _gemms_to_matmuls(graph)
+    products, tables = _left(graph, high)
     with logs_silenced():
         quantize_dynamic(
             graph,
@@ -80,12 +81,12 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = (
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[*products, *(f"{name}_MatMul" for name in products)],  # what it makes of a Gemm
+            nodes_to_exclude=products,
             use_external_data_format=large,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
     quantized = onnx.load(target)
-    unsigned_weights(quantized)
+    exact_weights(quantized, {tensor.name: tensor for tensor in graph.graph.initializer})
     quantize_embeddings(quantized, tied, tables)
     save_onnx(quantized, target)
 
@@ -234,7 +235,7 @@ def _left(graph: onnx.ModelProto, high: Collection[str]) -> tuple[list[str], set
 
 
 def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:
-    """gpt2's linears are exported as Gemm, which only the dynamic quantizer rewrites by itself."""
+    """Writes Gemm, as gpt2's linears are exported, as products that all quantizers know, in place."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
     model = ONNXModel(graph)

@@ -18,10 +18,11 @@ from optimum_slim.deploy.graph import (
     replace_node,
     stored_array,
 )
-from optimum_slim.deploy.integers import OnGrid, rows_of, weight_integers
+from optimum_slim.deploy.integers import OnGrid, rows_of, stored_for_stock, weight_integers
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.lowering import SMALLEST
 from optimum_slim.deploy.names import told_of
+from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.rounding import affine_scale
 
 
@@ -43,9 +44,6 @@ def quantize_linears(
     """Writes linears as products of what QuantizeLinear and DequantizeLinear give (QDQ), in place: weights with a scale
     per output, what enters with one scale for the whole tensor (arXiv:1712.05877, section 2). ONNX Runtime multiplies
     the integers (MatMulIntegerToFloat).
-
-    Weights are uint8 with zero point 128 rather than int8: without VNNI its products of uint8 by int8 add pairs in 16
-    bits, which overflow; those of uint8 by uint8 do not.
 
     Args:
         linears: of this graph. grids: by the torch weight's name; other weights are rounded here.
@@ -91,7 +89,12 @@ def _stored_integers(graph: onnx.ModelProto, linear: Linear, known: OnGrid | Non
     names = [f"{linear.weight}_{part}" for part in ("quantized", "scale", "zero_point")]
     if initializer(graph, names[0]) is None:  # two linears may read one weight
         integers, scale, zero_point = weight_integers(linear.name, rows_of(graph, linear), known)
-        for name, value in zip(names, (np.ascontiguousarray(integers.T), scale, zero_point), strict=True):
+        if (zero_point == MIDDLE).all():
+            integers, middle = stored_for_stock(turned(integers).view(np.int8))
+            zero_point = np.full(len(zero_point), middle, integers.dtype)
+        else:
+            integers = np.ascontiguousarray(integers.T)
+        for name, value in zip(names, (integers, scale, zero_point), strict=True):
             add_initializer(graph, name, value)
     return names
 

@@ -91,6 +91,7 @@ def made(arguments: argparse.Namespace, recipe: dict[str, Any], key: str) -> dic
     import torch
     import transformers
 
+    from optimum_slim.company import placed
     from optimum_slim.deploy.choose import choose_precision
     from optimum_slim.deploy.export import export_folder, onnx_bytes
     from optimum_slim.model.checkpoint import load_model
@@ -112,14 +113,14 @@ def made(arguments: argparse.Namespace, recipe: dict[str, Any], key: str) -> dic
     shutil.rmtree(arguments.work / key, ignore_errors=True)  # what a run left that broke off before it was judged
     begun = time.monotonic()
     with Workspace(arguments.work / key, plan, overwrite=True, restart=True) as work:
-        model, supplies = load_model(plan.folder), Supplies(plan, work)
+        model, supplies = placed(load_model(plan.folder), plan), Supplies(plan, work)
         for step in plan.steps:
             given = supplies.asked_by(step)
             if "calibration_data" in given:
                 given["calibration_data"] = calibration(plan.task, arguments)
             step.technique.apply(model, **given)
         steps_seconds, steps_peak = time.monotonic() - begun, peak_rss_bytes()
-        fp32 = export_folder(model, type(plan.task), work.scratch("fp32"))
+        fp32 = export_folder(model.cpu(), type(plan.task), work.scratch("fp32"))
         chosen = choose_precision(
             model, fp32, work.kept("precision"), plan.recipe.deploy, None, True,
             lambda: calibration(plan.task, arguments),

@@ -19,7 +19,7 @@ from optimum_slim.deploy.benchmark import Target
 from optimum_slim.deploy.calibration import input_ranges
 from optimum_slim.deploy.choose import Deploy, choose_precision, tried_by_auto
 from optimum_slim.deploy.export import export_folder
-from optimum_slim.deploy.integers import OnGrid, weights_on_grids
+from optimum_slim.deploy.integers import OnGrid, symmetric_integers, weights_on_grids
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.names import module_path
 from optimum_slim.deploy.precision import PRECISIONS, prepared
@@ -125,8 +125,15 @@ def fake_quantized(made, tmp_path):
         for name, grid in grids_of(model).items()
     }
     entering |= {module_path(one.nodes[0]): affine_scale(*map(torch.tensor, ranges[one.x])) for one in heads}
+    of_heads = {
+        id(weight): weight for weight in (model.get_submodule(module_path(one.nodes[0])).weight for one in heads)
+    }
+    for weight in of_heads.values():
+        integers, scale = symmetric_integers(weight.numpy())
+        weight.copy_(torch.from_numpy(integers * scale))
     for name, module in model.named_modules():
-        if (isinstance(module, torch.nn.Embedding) and module.weight.numel() >= 4096) or name in entering:
+        large = isinstance(module, torch.nn.Embedding) and module.weight.numel() >= 4096
+        if (large or name in entering) and id(module.weight) not in of_heads:
             axis = 1 if isinstance(module, Conv1D) else 0
             module.weight.copy_(fake_quantize_weight(module.weight, axis))
         if name in entering:

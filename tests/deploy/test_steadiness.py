@@ -7,16 +7,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.deploy.export import export_folder
-from optimum_slim.deploy.graph import unsigned_weights
+from optimum_slim.deploy.graph import quantized_rows
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.precision import PRECISIONS, make_precisions
 from optimum_slim.deploy.saturation import overflowing_pairs, products_in, saturates_here
 from optimum_slim.deploy.steadiness import checked
 from optimum_slim.kernels.library import library_path
+from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.tasks import task_named
 from tests.tiny import mostly_slow, options_of, tiny, tiny_tokenizer
 
@@ -123,8 +127,19 @@ def test_what_is_told_of_a_product_is_what_this_cpu_does(tmp_path, kind, dtype, 
     assert (np.abs(y - exact).max() > 0.01 * exact.max()) == (overflows and saturates_here())
 
 
-def test_a_stock_file_of_full_range_is_found_and_really_answers_otherwise_here(tmp_path):
-    """Weights of one sign side by side, stored as quantize_dynamic does by default, and the same numbers in uint8."""
+def unsigned(graph):
+    """The same numbers in uint8, whose products are exact everywhere."""
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    for node in graph.graph.node:
+        if node.op_type == "MatMulInteger":
+            weight, zero_point = stored[node.input[1]], stored[node.input[3]]
+            weight.CopyFrom(numpy_helper.from_array(turned(numpy_helper.to_array(weight)), weight.name))
+            zero_point.CopyFrom(numpy_helper.from_array(np.array(MIDDLE, np.uint8), zero_point.name))
+    return graph
+
+
+def test_a_stock_file_of_full_range_really_answers_otherwise_here_and_ours_is_exact_in_int8(tmp_path):
+    """Weights of one sign side by side: stored as quantize_dynamic does by default, as we do, and each in uint8."""
     model = tiny("bert")
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -132,20 +147,31 @@ def test_a_stock_file_of_full_range_is_found_and_really_answers_otherwise_here(t
                 weight.abs_()
     kind = task_named("auto", model.config)
     source = export_folder(model, kind, tmp_path / "source")
-    paths = {name: tmp_path / f"{name}.onnx" for name in ("stock", "reduced", "unsigned")}
+    paths = {name: tmp_path / f"{name}.onnx" for name in ("stock", "reduced", "ours")}
     quantize = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QInt8}
     quantize_dynamic(source / "model.onnx", paths["stock"], **quantize)
     quantize_dynamic(source / "model.onnx", paths["reduced"], reduce_range=True, **quantize)
-    graph = onnx.load(paths["stock"])
-    unsigned_weights(graph)
-    onnx.save(graph, paths["unsigned"])
+    PRECISIONS["int8-dynamic"](onnx.load(source / "model.onnx"), paths["ours"])
     found = {name: [one for one in products_in(path) if one.pairs] for name, path in paths.items()}
     assert len(found["stock"]) >= 6
-    assert found["reduced"] == found["unsigned"] == []
+    assert found["reduced"] == found["ours"] == []
     feeds = {"input_ids": np.arange(5, 37)[None], "attention_mask": np.ones((1, 32), np.int64)}
     feeds["token_type_ids"] = np.zeros((1, 32), np.int64)
-    stock, right = (
-        onnxruntime.InferenceSession(str(paths[name]), session_options(1)).run(None, feeds)[0]
-        for name in ("stock", "unsigned")
-    )
-    assert (np.abs(stock - right).max() > 1e-3 * np.abs(right).max()) == saturates_here()
+    for name, overflows in (("stock", saturates_here()), ("ours", False)):
+        graph = onnx.load(paths[name])
+        signed = [t.name for t in graph.graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 2]
+        assert {node.input[1] for node in graph.graph.node if node.op_type == "MatMulInteger"} <= set(signed)
+        told, right = (
+            onnxruntime.InferenceSession(one.SerializeToString(), session_options(1)).run(None, feeds)[0]
+            for one in (graph, unsigned(onnx.load(paths[name])))
+        )
+        assert (np.abs(told - right).max() > 1e-3 * np.abs(right).max()) == overflows
+
+
+@given(hnp.arrays("float32", hnp.array_shapes(min_dims=2, max_dims=2), elements=st.integers(-5000, 5000)))
+def test_paired_rows_never_overflow_and_are_off_by_half_a_step_of_at_most_twice_the_scale(weight):
+    _, plain = quantized_rows(weight)
+    integers, scale = quantized_rows(weight, paired=True)
+    assert overflowing_pairs(integers.T) == 0
+    assert ((plain <= scale) & (scale <= plain * 2.0001)).all()
+    assert (np.abs(integers * scale - weight) <= scale * 0.50001).all()
