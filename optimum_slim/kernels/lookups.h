@@ -15,7 +15,8 @@
 namespace slim {
 namespace {
 
-constexpr Windows kYmmLookUp{0, 128, 8, 16, 1, true};
+constexpr Windows kYmmLookUp{/*offset=*/0, /*byte_offset=*/128, /*quads=*/8,
+                             /*bytes=*/16, /*byte_unit=*/1,     /*pairs=*/true};
 
 struct QuadWindow {
   using Weights = WindowWeights;

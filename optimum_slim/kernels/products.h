@@ -66,7 +66,8 @@ struct Limits {
 
 constexpr int64_t kAnyRows = std::numeric_limits<int64_t>::max();
 
-constexpr Windows kLookUp{128, 128, 32, 128, 64, false};
+constexpr Windows kLookUp{/*offset=*/128, /*byte_offset=*/128, /*quads=*/32,
+                          /*bytes=*/128,  /*byte_unit=*/64,    /*pairs=*/false};
 constexpr Limits kLimits{{6, 4, 2}, kAnyRows, {40, 40}, false, 0.47, 1};
 
 struct Products {
