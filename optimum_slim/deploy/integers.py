@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,39 +102,38 @@ def symmetric_integers(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quantized_rows(weight, paired=True)
 
 
-def stored_for_stock(integers: np.ndarray) -> tuple[np.ndarray, int]:
-    """Symmetric integers as ONNX Runtime multiplies them exactly on every CPU: int8, or where sums can overflow uint8.
+def stock_integers(name: str, weight: np.ndarray, known: OnGrid | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The integers of `weight_integers` as ONNX Runtime multiplies them exactly on every CPU: int8 around 0, or uint8
+    where that is not the grid's middle or sums can overflow.
 
     Without VNNI it adds pairs of products of uint8 by int8 on x86 in 16 bits. Those of uint8 by uint8 are exact, but
     since 2026 leave VNNI and AMX unused: three times as slow there.
 
-    Args:
-        integers: int8 [outputs, inputs].
-
     Returns:
-        What is stored, [inputs, outputs], and its zero point.
+        [inputs, outputs], scale float32 [outputs], zero point [outputs].
     """
-    if overflowing_pairs(integers.T):
-        return np.ascontiguousarray(turned(integers).T), MIDDLE
-    return np.ascontiguousarray(integers.T), 0
+    integers, scale, zero_point = weight_integers(name, weight, known)
+    signed = turned(integers).view(np.int8)
+    if (zero_point == MIDDLE).all() and not overflowing_pairs(signed.T):
+        integers, zero_point = signed, np.zeros_like(zero_point, np.int8)
+    return np.ascontiguousarray(integers.T), scale, zero_point
 
 
-def exact_weights(graph: onnx.ModelProto, floats: Mapping[str, onnx.TensorProto]) -> None:
-    """Stores the weights that `quantize_dynamic` made so that no sum overflows, in place.
+def exact_weights(graph: onnx.ModelProto, before: onnx.ModelProto) -> None:
+    """Stores the weights that `quantize_dynamic` made as `stock_integers`, in place.
 
     Args:
-        floats: by the weights' names before, float32 [inputs, outputs].
+        before: the graph with floats.
     """
+    products = {node.input[1]: node for node in graph.graph.node if node.op_type == "MatMulInteger"}
     stored = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for node in graph.graph.node:
-        name = node.input[1].removesuffix("_quantized") if node.op_type == "MatMulInteger" else ""
-        if name in floats:
-            signed, scale = symmetric_integers(np.ascontiguousarray(numpy_helper.to_array(floats[name]).T))
-            integers, zero_point = stored_for_stock(signed)
-            made = {node.input[1]: integers, f"{name}_scale": scale[:, 0]}
-            made[node.input[3]] = np.array(zero_point, integers.dtype)
-            for part, value in made.items():
-                stored[part].CopyFrom(numpy_helper.from_array(value, part))
+    for quantized, node in products.items():
+        name = quantized.removesuffix("_quantized")
+        rows = np.ascontiguousarray(stored_array(before, name).T)
+        integers, scale, zero_point = stock_integers(name, rows, None)
+        made = {quantized: integers, f"{name}_scale": scale, node.input[3]: zero_point[:1].reshape(())}
+        for part, value in made.items():
+            stored[part].CopyFrom(numpy_helper.from_array(value, part))
 
 
 def signed_integers(

@@ -86,7 +86,7 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = (
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
     quantized = onnx.load(target)
-    exact_weights(quantized, {tensor.name: tensor for tensor in graph.graph.initializer})
+    exact_weights(quantized, graph)
     quantize_embeddings(quantized, tied, tables)
     save_onnx(quantized, target)
 

@@ -18,11 +18,10 @@ from optimum_slim.deploy.graph import (
     replace_node,
     stored_array,
 )
-from optimum_slim.deploy.integers import OnGrid, rows_of, stored_for_stock, weight_integers
+from optimum_slim.deploy.integers import OnGrid, rows_of, stock_integers
 from optimum_slim.deploy.linears import Linear, linears_in
 from optimum_slim.deploy.lowering import SMALLEST
 from optimum_slim.deploy.names import told_of
-from optimum_slim.kernels.packing import MIDDLE, turned
 from optimum_slim.model.rounding import affine_scale
 
 
@@ -88,13 +87,8 @@ def _stored_integers(graph: onnx.ModelProto, linear: Linear, known: OnGrid | Non
     those that `quantize_dynamic` gives, by which an embedding of the same weight finds them."""
     names = [f"{linear.weight}_{part}" for part in ("quantized", "scale", "zero_point")]
     if initializer(graph, names[0]) is None:  # two linears may read one weight
-        integers, scale, zero_point = weight_integers(linear.name, rows_of(graph, linear), known)
-        if (zero_point == MIDDLE).all():
-            integers, middle = stored_for_stock(turned(integers).view(np.int8))
-            zero_point = np.full(len(zero_point), middle, integers.dtype)
-        else:
-            integers = np.ascontiguousarray(integers.T)
-        for name, value in zip(names, (integers, scale, zero_point), strict=True):
+        made = stock_integers(linear.name, rows_of(graph, linear), known)
+        for name, value in zip(names, made, strict=True):
             add_initializer(graph, name, value)
     return names
 
