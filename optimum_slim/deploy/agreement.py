@@ -6,13 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.blocks import set_level
-from optimum_slim.deploy.export import save_onnx
+from optimum_slim.deploy.stored import read_graph, save_onnx
 from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.tasks import TextGeneration
 from optimum_slim.tasks.evaluate import Evaluation
@@ -36,7 +35,7 @@ def gated(folder: Path, batches: Batches) -> tuple[Path, dict[str, Any]]:
     exact = folder.with_name(f"{folder.name}-exact")
     shutil.rmtree(exact, ignore_errors=True)
     shutil.copytree(folder, exact, ignore=shutil.ignore_patterns("*.onnx*"))
-    graph = onnx.load(folder / "model.onnx")
+    graph = read_graph(folder / "model.onnx")
     set_level(graph, 1)
     save_onnx(graph, exact / "model.onnx")
     agreement = round(token_agreement(load_ort(folder, TextGeneration), load_ort(exact, TextGeneration), batches), 4)

@@ -71,31 +71,48 @@ def block_bytes(weights: int, told: Mapping[str, Any]) -> int:
     return weights * (4 if told["bits"] <= 4 else 8) // 8 + 4 * weights // block_of(told.get("group_size"))
 
 
-def write_grids(graph: onnx.ModelProto, grids: Mapping[str, OnGrid], high: Collection[str]) -> None:
-    """Writes the linears whose weights stand on a grid with the grid's integers, in place: in 4 bits those of up to 4,
-    else in 8.
+def write_blocks(graph: onnx.ModelProto, bits: int, grids: Mapping[str, OnGrid], high: Collection[str]) -> None:
+    """Writes linears as products with weights in blocks, in place: with the integers of the grid that a weight stands
+    on, in 4 bits those of up to 4, else in 8; others are rounded here, by ONNX Runtime.
 
     Args:
-        graph: whose linears are MatMuls. grids: by torch name. high: names of products that stay floats.
+        graph: whose linears are MatMuls. bits: of weights without a grid. grids: by torch name. high: names of products
+        that stay floats.
 
     Raises:
         ModelError: a weight is not what its grid says, or its groups cannot be stored.
     """
     for linear in list(linears_in(graph)):
-        node, known = linear.nodes[0], told_of(linear.nodes[0], grids)
-        if known is None or node.name in high:
+        node = linear.nodes[0]
+        if node.name in high:
             continue
+        known = told_of(node, grids)
+        width = bits if known is None else 4 if known.grid.bits <= 4 else 8
+        names = [f"{linear.weight}_Q{width}", f"{linear.weight}_scales", f"{linear.weight}_zero_points"]
         rows = rows_of(graph, linear)
-        bits = 4 if known.grid.bits <= 4 else 8
-        tensors = block_tensors(*grouped_integers(linear.name, rows, known), known.grid.group_size, bits)
-        names = [f"{linear.weight}_Q{bits}", f"{linear.weight}_scales", f"{linear.weight}_zero_points"]
+        if known is None:
+            block, tensors = WEIGHT_BLOCK, _rounded(rows, width)
+        else:
+            block = block_of(known.grid.group_size)
+            tensors = block_tensors(*grouped_integers(linear.name, rows, known), known.grid.group_size, width)
         if initializer(graph, names[0]) is None:  # layers may share it
             for name, value in zip(names, tensors, strict=False):
                 add_initializer(graph, name, value)
-        sizes = {"K": rows.shape[1], "N": rows.shape[0], "bits": bits, "block_size": block_of(known.grid.group_size)}
+        sizes = {"K": rows.shape[1], "N": rows.shape[0], "bits": width, "block_size": block}
         inputs = [node.input[0], *names[: len(tensors)]]
-        replace_node(graph, node, stock_node(inputs, node.output[0], f"{node.name}_Q{bits}", **sizes))
+        replace_node(graph, node, stock_node(inputs, node.output[0], f"{node.name}_Q{width}", **sizes))
+    if STOCK_DOMAIN not in {one.domain for one in graph.opset_import}:
+        graph.opset_import.append(helper.make_opsetid(STOCK_DOMAIN, 1))
     drop_unused(graph)
+
+
+def _rounded(rows: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
+    """A weight [N, K] in blocks of `WEIGHT_BLOCK`: integers, and scales float32 [N, blocks]."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+
+    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, bits=bits)
+    integers, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(rows.T))
+    return integers, scales
 
 
 def block_tensors(

@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 
 from optimum_slim.deploy.from_disk import without_weights, write_weights
 from optimum_slim.deploy.graph import own_weights
+from optimum_slim.deploy.stored import save_onnx
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.streamed import disk_of
 from optimum_slim.tasks.task import Task
-
-EXTERNAL_DATA_BYTES = 2**31 - 2**20  # protobuf's limit of 2 GiB, less room for the graph itself
 
 
 def export(model: PreTrainedModel, task: type[Task], path: Path) -> None:
@@ -76,21 +75,6 @@ def export_folder(model: PreTrainedModel, task: type[Task], folder: Path) -> Pat
     model.config.save_pretrained(folder)
     export(model, task, folder / "model.onnx")
     return folder
-
-
-def save_onnx(graph: onnx.ModelProto, path: Path) -> None:
-    """Writes an ONNX file; over 2 GB its weights go into `<path>_data` beside it."""
-    data = path.with_name(f"{path.name}_data")
-    data.unlink(missing_ok=True)
-    if is_large(graph):
-        onnx.save(graph, path, save_as_external_data=True, location=data.name, size_threshold=1024)
-    else:
-        onnx.save(graph, path)
-
-
-def is_large(graph: onnx.ModelProto) -> bool:
-    """Whether a graph is too large for one protobuf message."""
-    return sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > EXTERNAL_DATA_BYTES
 
 
 def onnx_bytes(path: Path) -> int:

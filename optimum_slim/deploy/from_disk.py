@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnx import numpy_helper
 from transformers import PreTrainedModel
 
 from optimum_slim.deploy.names import weight_of
+from optimum_slim.deploy.stored import put
 from optimum_slim.errors import ModelError
 from optimum_slim.model.streamed import OnDisk, filled, parts_of
 
-PAGE = 4096  # bytes: a weight in the file begins at a page, so that it can be mapped
-INLINE = 1024  # bytes of a weight that stays in the graph
+_INFER_SHAPES = "_jit_pass_onnx_graph_shape_type_inference"  # of torch's exporter, as of 2.13
 
 
 @contextmanager
@@ -27,14 +26,18 @@ def without_weights(model: PreTrainedModel) -> Iterator[None]:
     """Inside, a streamed model can be exported: the graph has its weights as inputs, in the order in which it would
     hold them."""
     names = [name for name, _ in model.named_parameters()]
-    export = torch.onnx.export
+    export, infer = torch.onnx.export, getattr(torch._C, _INFER_SHAPES, None)
     # The exporter keeps one of several equal weights, so each is filled with a number of its own; none takes memory.
     with filled(model, parts_of(model), lambda name, old: torch.full((), 1.0 + names.index(name)).expand(old.shape)):
         torch.onnx.export = functools.partial(export, export_params=False)  # Optimum has no setting for it
+        if infer is not None:  # it would keep the transpose of each weight, though sizes are all that it asks for
+            setattr(torch._C, _INFER_SHAPES, lambda graph, weights, opset: infer(graph, {}, opset))
         try:
             yield
         finally:
             torch.onnx.export = export
+            if infer is not None:
+                setattr(torch._C, _INFER_SHAPES, infer)
 
 
 def write_weights(graph: onnx.ModelProto, model: PreTrainedModel, disk: OnDisk, data: Path) -> None:
@@ -58,12 +61,4 @@ def write_weights(graph: onnx.ModelProto, model: PreTrainedModel, disk: OnDisk, 
             if list(array.shape) != dims:
                 raise ModelError(f"the model cannot be exported to ONNX: {value.name} is none of its weights")
             graph.graph.input.remove(value)
-            if array.nbytes < INLINE:
-                graph.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), value.name))
-                continue
-            file.seek(-file.tell() % PAGE, 1)
-            tensor = graph.graph.initializer.add(name=value.name, data_type=onnx.TensorProto.FLOAT, dims=dims)
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, told in (("location", data.name), ("offset", file.tell()), ("length", array.nbytes)):
-                tensor.external_data.add(key=key, value=str(told))
-            np.ascontiguousarray(array).tofile(file)
+            put(graph, file, data.name, value.name, array)

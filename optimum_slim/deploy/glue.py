@@ -10,7 +10,7 @@ from onnx import helper
 
 from optimum_slim.deploy.benchmark import feeds, with_cache
 from optimum_slim.deploy.graph import add_constant, drop_dead_nodes, drop_unused
-from optimum_slim.deploy.memory import opened
+from optimum_slim.deploy.memory import opened, thinned
 from optimum_slim.deploy.wiring import Wiring
 
 # (phase, batch, tokens): what differs between these runs depends on the texts, and stays.
@@ -46,9 +46,10 @@ def freeze_shapes(graph: onnx.ModelProto) -> int:
 
 
 def observed(graph: onnx.ModelProto, names: Sequence[str]) -> list[Values]:
-    """The values of some names in each of `RUNS`; of a graph without cache in those that it knows."""
+    """The values of some names in each of `RUNS`, with other weights: those that depend on sizes alone are right. Of a
+    graph without cache in the runs that it knows."""
     found: list[Values] = []
-    with opened(graph, names) as session:
+    with opened(thinned(graph), names) as session:
         cached = any(value.name.startswith("past_key_values") for value in session.get_inputs())
         for phase, batch, tokens in RUNS:
             inputs = feeds(session, phase if cached else "prefill", batch, tokens)

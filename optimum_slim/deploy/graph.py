@@ -9,9 +9,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from optimum_slim.deploy.stored import array_of
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.kernels.function import DOMAIN, VERSION
 from optimum_slim.kernels.packing import MIDDLE
+
+AT_ONCE = 2**22  # weights: rounding takes several floats for each
 
 
 def sum_residuals(graph: onnx.ModelProto) -> int:
@@ -39,7 +42,7 @@ def own_weights(graph: onnx.ModelProto) -> None:
     initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in list(graph.graph.node):
         if node.op_type == "Identity" and node.input[0] in initializers:
-            add_initializer(graph, node.output[0], numpy_helper.to_array(initializers[node.input[0]]))
+            add_initializer(graph, node.output[0], array_of(initializers[node.input[0]]))
             graph.graph.node.remove(node)
 
 
@@ -49,7 +52,7 @@ def fold_transposed_weights(graph: onnx.ModelProto) -> None:
     initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in list(graph.graph.node):
         if node.op_type == "Transpose" and node.input[0] in initializers:
-            weight = numpy_helper.to_array(initializers[node.input[0]])
+            weight = array_of(initializers[node.input[0]])
             if weight.ndim != 2 or any(list(attribute.ints) == [0, 1] for attribute in node.attribute):
                 continue
             add_initializer(graph, node.output[0], np.ascontiguousarray(weight.T))
@@ -60,14 +63,14 @@ def tied_heads(graph: onnx.ModelProto) -> dict[str, str]:
     """Weights of MatMuls that are the transpose of an embedding, value by value: the embedding's name by theirs. The
     exporter writes such a weight twice."""
     initializers = {tensor.name: tensor for tensor in graph.graph.initializer}
-    tables = {name: numpy_helper.to_array(initializers[name]) for name in float_embeddings(graph)}
+    tables = {name: array_of(initializers[name]) for name in float_embeddings(graph)}
     tied = {}
     for node in graph.graph.node:
         if node.op_type == "MatMul" and node.input[1] in initializers:
             stored = initializers[node.input[1]]
             alike = [name for name, table in tables.items() if tuple(stored.dims) == table.T.shape]
             for name in alike:
-                if np.array_equal(numpy_helper.to_array(stored), tables[name].T):
+                if np.array_equal(array_of(stored), tables[name].T):
                     tied[node.input[1]] = name
     return tied
 
@@ -91,7 +94,7 @@ def quantize_embeddings(graph: onnx.ModelProto, tied: dict[str, str], high: Coll
         integers, scales = f"{name}.integers", f"{name}.scale"
         stored = initializer(graph, f"{heads[name]}_quantized") if name in heads else None
         if stored is not None:
-            quantized = numpy_helper.to_array(stored).T
+            quantized = array_of(stored).T
             scale = stored_array(graph, f"{heads[name]}_scale")[:, None]
             replace_input(graph, stored.name, f"{stored.name}.shared")
             graph.graph.node.insert(
@@ -157,6 +160,15 @@ def quantized_rows(
     Returns:
         int8 [N, K], and scales float32 [N, K / group_size]; a group of zeros has scale 1.
     """
+    count = max(1, weight.size // AT_ONCE)
+    made = [_quantized(rows, group_size, spread, paired) for rows in np.array_split(weight, count)]
+    integers, scales = (np.concatenate(parts) for parts in zip(*made, strict=True))
+    return integers, scales
+
+
+def _quantized(
+    weight: np.ndarray, group_size: int | None, spread: float, paired: bool
+) -> tuple[np.ndarray, np.ndarray]:
     outputs, inputs = weight.shape
     groups = weight.reshape(outputs, -1, group_size or inputs)
     largest = np.abs(groups).max(axis=2, keepdims=True)
@@ -198,7 +210,7 @@ def initializer(graph: onnx.ModelProto, name: str) -> onnx.TensorProto | None:
 
 def stored_array(graph: onnx.ModelProto, name: str) -> np.ndarray:
     """The values of an initializer that is there."""
-    return next(numpy_helper.to_array(tensor) for tensor in graph.graph.initializer if tensor.name == name)
+    return next(array_of(tensor) for tensor in graph.graph.initializer if tensor.name == name)
 
 
 def add_initializer(graph: onnx.ModelProto, name: str, value: np.ndarray) -> None:

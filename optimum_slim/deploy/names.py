@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from optimum_slim.deploy.stored import array_of
 from optimum_slim.errors import ModelError
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.streamed import in_parts
@@ -36,7 +36,7 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
     `/bert/encoder/layer.0/attention/self/query/MatMul`.
 
     Args:
-        graph: an fp32 export of `model`, weights loaded.
+        graph: an fp32 export of `model`, wherever its weights are.
         model: the torch model that was exported.
 
     Returns:
@@ -65,7 +65,7 @@ def find_weights(graph: onnx.ModelProto, model: PreTrainedModel) -> dict[str, St
                 operand = sources[operand].input[0]
             if operand not in initializers:
                 raise ModelError(f"{name}: node {node.name} of the ONNX graph does not read a stored weight")
-            stored = numpy_helper.to_array(initializers[operand])
+            stored = array_of(initializers[operand])
             weight = module.weight.detach().float().cpu().numpy()
             if stored.shape == weight.shape and np.array_equal(stored, weight):
                 found[f"{name}.weight"] = Stored(operand, node.name, transposed=False)

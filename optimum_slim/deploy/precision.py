@@ -13,10 +13,9 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from optimum_slim.data.statistics import Batches
 from optimum_slim.deploy.attention import fold_scales, fuse_attention
-from optimum_slim.deploy.blocks import BLOCK_BITS, WEIGHT_BLOCK, AccuracyLevel, set_level, share_blocks, write_grids
+from optimum_slim.deploy.blocks import BLOCK_BITS, AccuracyLevel, set_level, share_blocks, write_blocks
 from optimum_slim.deploy.calibration import Method, input_ranges
 from optimum_slim.deploy.decoding import fuse_cached_attention, own_cached_attention
-from optimum_slim.deploy.export import is_large, save_onnx
 from optimum_slim.deploy.glue import freeze_shapes
 from optimum_slim.deploy.graph import (
     fold_transposed_weights,
@@ -33,6 +32,8 @@ from optimum_slim.deploy.names import nodes_of
 from optimum_slim.deploy.norms import fuse_residual_norms, fuse_rms_norms
 from optimum_slim.deploy.read_tokens import compute_read_tokens
 from optimum_slim.deploy.static import quantize_linears, static_linears, uncalibrated
+from optimum_slim.deploy.stored import bring_in, is_large, read_graph, save_onnx
+from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.progress import logs_silenced
 
 PREPARED = "prepared.onnx"  # the file of a graph that several precisions are made of
@@ -44,7 +45,7 @@ def prepared(source: Path, logits: Logits = "all") -> onnx.ModelProto:
     Args:
         logits: of which tokens a decoder gives any where a session does not `read_all_logits`.
     """
-    graph = onnx.load(source)
+    graph = read_graph(source)
     sum_residuals(graph)
     freeze_shapes(graph)
     fold_scales(graph)
@@ -69,6 +70,7 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = (
     Args:
         high: weights that stay fp32, by torch name.
     """
+    bring_in(graph)  # as quantize_dynamic wants them
     large = is_large(graph)
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
@@ -85,7 +87,7 @@ def int8_dynamic(graph: onnx.ModelProto, target: Path, high: Collection[str] = (
             use_external_data_format=large,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
-    quantized = onnx.load(target)
+    quantized = read_graph(target)
     exact_weights(quantized, graph)
     quantize_embeddings(quantized, tied, tables)
     save_onnx(quantized, target)
@@ -133,25 +135,18 @@ def in_blocks(
         integers, groups and bits. high: weights that stay fp32, by torch name. accuracy_level: 1 leaves activations
         floats.
     """
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
-
     fold_transposed_weights(graph)
     tied = tied_heads(graph)
     _gemms_to_matmuls(graph)
     products, tables = _left(graph, high)
-    write_grids(graph, grids or {}, products)
-    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, bits=bits)
-    quantizer = MatMulNBitsQuantizer(graph, algo_config=config, nodes_to_exclude=products)
-    with logs_silenced():
-        quantizer.process()
-    quantized = quantizer.model.model
-    share_blocks(quantized, {head: table for head, table in tied.items() if table not in tables})
-    quantize_embeddings(quantized, {}, tables)
-    set_level(quantized, accuracy_level)
-    own_cached_attention(quantized)
-    fuse_rms_norms(quantized)
-    fuse_meetings(quantized)
-    save_onnx(quantized, target)
+    write_blocks(graph, bits, grids or {}, products)
+    share_blocks(graph, {head: table for head, table in tied.items() if table not in tables})
+    quantize_embeddings(graph, {}, tables)
+    set_level(graph, accuracy_level)
+    own_cached_attention(graph)
+    fuse_rms_norms(graph)
+    fuse_meetings(graph)
+    save_onnx(graph, target)
 
 
 def int8_rows(
@@ -208,7 +203,7 @@ def make_precisions(
     save_onnx(graph, work / PREPARED)
     del graph  # in memory it would stand beside what is made of it
     return {
-        name: make_precision(onnx.load(work / PREPARED), source, work / name, name, options)
+        name: make_precision(read_graph(work / PREPARED), source, work / name, name, options)
         for name, options in wanted.items()
     }
 
@@ -238,6 +233,8 @@ def _gemms_to_matmuls(graph: onnx.ModelProto) -> None:
     """Writes Gemm, as gpt2's linears are exported, as products that all quantizers know, in place."""
     from onnxruntime.quantization.onnx_model import ONNXModel
 
+    turned = [node for node in graph.graph.node if node.op_type == "Gemm" and attribute_of(node, "transB", 0)]
+    bring_in(graph, {node.input[1] for node in turned})
     model = ONNXModel(graph)
     model.replace_gemm_with_matmul()
     model.topological_sort()

@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto
 
 from optimum_slim.deploy.machine import cpu_flags
+from optimum_slim.deploy.stored import read_graph
 from optimum_slim.deploy.wiring import Wiring, attribute_of
 
 LIMIT = 32767 // 255  # what two weights of one sign may add up to: activations are at most 255
@@ -48,7 +49,7 @@ def products_in(path: Path) -> list[Product]:
 
     MatMulNBits is none of them: its kernels multiply signed by signed bytes.
     """
-    graph = onnx.load(path)
+    graph = read_graph(path)
     wiring = Wiring(graph)
     return [Product(node.name, pairs) for node in graph.graph.node for pairs in _pairs(wiring, node)]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import optimum.onnxruntime
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from optimum_slim.data.through import outputs_of
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.names import find_weights
+from optimum_slim.deploy.stored import read_graph
 from optimum_slim.errors import ModelError, VerifyError
 from optimum_slim.kernels.session import read_all_logits
 from optimum_slim.model.checkpoint import load_model
@@ -85,7 +85,7 @@ def verify(model: PreTrainedModel, fp32: Path, folder: Path, task: type[Task]) -
     Raises:
         VerifyError: the fp32 file or the reloaded checkpoint differs from the model, or an output is not finite.
     """
-    found = find_weights(onnx.load(fp32 / "model.onnx"), model)
+    found = find_weights(read_graph(fp32 / "model.onnx"), model)
     exact, deployed = load_ort(fp32, task), load_ort(folder, task)
     against_torch = difference(model, exact)
     if not against_torch["largest"] <= CLOSE:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
+
+from optimum_slim.deploy.stored import array_of
 
 
 class Wiring:
@@ -44,7 +46,7 @@ class Wiring:
 
     def constant(self, name: str) -> np.ndarray | None:
         tensor = self.tensor(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+        return None if tensor is None else array_of(tensor)
 
 
 def attribute_of(node: onnx.NodeProto, name: str, default: Any) -> Any:

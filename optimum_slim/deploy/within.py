@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnx
 from transformers import PreTrainedModel
 
 from optimum_slim.deploy.benchmark import Target
@@ -18,6 +17,7 @@ from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.precision import PREPARED, make_precision
 from optimum_slim.deploy.sensitivity import Probe, fewest, measured, units_of
+from optimum_slim.deploy.stored import read_graph
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.errors import QualityError
 
@@ -54,7 +54,7 @@ class Search:
     def make(self, precision: str, high: Sequence[str], folder: str) -> Path:
         """The graph is read anew for each file, as making one changes it."""
         options = {**self.options[precision], "high": high}
-        return make_precision(onnx.load(self.work / PREPARED), self.source, self.work / folder, precision, options)
+        return make_precision(read_graph(self.work / PREPARED), self.source, self.work / folder, precision, options)
 
     def lifted(self, precision: str) -> list[Tried]:
         """Leaves more and more weights of a precision high, until its quality holds: of the last file it does, if of
@@ -62,7 +62,7 @@ class Search:
         judge = self.judge
         if judge is None or precision == "fp32" or not self.holds(judge.losses_in_fp32):
             return []
-        units = units_of(self.model, find_weights(onnx.load(self.source / "model.onnx"), self.model))
+        units = units_of(self.model, find_weights(read_graph(self.source / "model.onnx"), self.model))
         probe = Probe.of(judge.slim, load_ort(self.source, type(judge.slim.task)))
         order, shares = measured(units, probe, lambda high: self.make(precision, high, f"{precision}-high"))
         tried: dict[int, Tried] = {}

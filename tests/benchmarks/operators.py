@@ -18,11 +18,12 @@ from readme_tables import of_operators
 
 import optimum_slim
 from optimum_slim.deploy.benchmark import feeds
-from optimum_slim.deploy.export import export_folder, save_onnx
+from optimum_slim.deploy.export import export_folder
 from optimum_slim.deploy.graph import quantize_embeddings, sum_residuals
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.machine import environment, session_options
 from optimum_slim.deploy.precision import int8_rows, prepared
+from optimum_slim.deploy.stored import save_onnx
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.tasks import task_named
 from optimum_slim.techniques.sparsify.magnitude import SparsifyMagnitude

@@ -228,7 +228,7 @@ def of_sparsity(rows: list[dict[str, Any]]) -> str:
 def of_streaming(rows: list[dict[str, Any]]) -> str:
     """One row per model and technique: bytes of the process, and the CPU's seconds, block by block."""
     body = []
-    for row in rows:
+    for row in [one for one in rows if "technique" in one]:
         spent = row["cpu_seconds"]
         each = [after - before for before, after in itertools.pairwise(spent)]
         straight = statistics.correlation(range(len(spent)), spent) ** 2
@@ -237,6 +237,16 @@ def of_streaming(rows: list[dict[str, Any]]) -> str:
         body.append([*told, f"{statistics.median(each):.2f}", f"{spent[-1]:.0f}", f"{straight:.4f}"])
     head = ["model", "blocks", "step", "fp32 weights, MB", "at rest, MB", "peak, MB"]
     return markdown([*head, "CPU s a block", "CPU s in all", "straight"], body)
+
+
+def of_written(rows: list[dict[str, Any]]) -> str:
+    """One row per model and file: its bytes, those of the process that wrote it, and the CPU's seconds."""
+    body = []
+    for row in [one for one in rows if "precision" in one]:
+        sizes = (row["bytes"], row["base_rss_bytes"], row["peak_rss_bytes"])
+        told = [row["model"], row["precision"], *(f"{size / 1e6:,.0f}" for size in sizes)]
+        body.append([*told, f"{row['cpu_seconds_in_all']:.0f}"])
+    return markdown(["model", "file", "its MB", "at rest, MB", "peak, MB", "CPU s in all"], body)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -280,6 +290,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "contexts": of_contexts,
     "sparsity": of_sparsity,
     "streaming": of_streaming,
+    "written": of_written,
 }
 
 

@@ -1,7 +1,8 @@
-"""Memory and time of a step that has one block of a decoder in memory at a time, by size of the model.
+"""Memory and time of a step that has one block of a decoder in memory at a time, and of the files that are made of it
+then, by size of the model.
 
 python tests/benchmarks/streaming.py --work W --json F
-python tests/benchmarks/streaming.py --work W --models 135M --techniques sparsify.sparsegpt --texts 8
+python tests/benchmarks/streaming.py --work W --models 135M --techniques sparsify.sparsegpt --texts 8 --precisions
 
 The models are Llamas of random weights, in bfloat16 shards as they are published, which are made in W and removed.
 """
@@ -27,7 +28,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "1.1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32,
              "num_key_value_heads": 4, "vocab_size": 32000, "tie_word_embeddings": False},
 }  # fmt: skip
-TECHNIQUES = ("sparsify.wanda", "sparsify.sparsegpt", "prune.ffn")
+TECHNIQUES: dict[str, dict[str, Any]] = {
+    "sparsify.wanda": {"ratio": 0.5},
+    "sparsify.sparsegpt": {"ratio": 0.5},
+    "prune.ffn": {"ratio": 0.5},
+    "quantize.weights": {"method": "gptq"},
+}
+EXPORT = "fp32"  # of which the other precisions are made
+PRECISIONS = ("int8-rows", "int8-weights", "int4-weights")
 SEED = 0
 
 
@@ -35,7 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="an empty folder for models")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--techniques", nargs="+", default=TECHNIQUES)
+    parser.add_argument("--techniques", nargs="*", choices=TECHNIQUES, default=list(TECHNIQUES))
+    parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--texts", type=int, default=4, help="to calibrate on")
     parser.add_argument("--tokens", type=int, default=128, help="of a text")
     parser.add_argument("--threads", type=int, default=1)
@@ -47,14 +56,18 @@ def main() -> None:
         if not folder.exists():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 process.submit(make_model, folder, MODELS[model]).result()
-        for technique in arguments.techniques:
+        parts = [({"technique": name}, measured, name) for name in arguments.techniques]
+        files = [EXPORT, *arguments.precisions] if arguments.precisions else []
+        parts += [({"precision": name}, written, name) for name in files]
+        for told, part, name in parts:
             # A process of its own for each, so that its peak of memory is its own too.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                found = process.submit(measured, folder, technique, arguments).result()
-            rows.append({"model": model, "technique": technique} | found)
+                found = process.submit(part, folder, name, arguments).result()
+            rows.append({"model": model, **told, **found})
             print({key: value for key, value in rows[-1].items() if key != "cpu_seconds"}, flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(exported(folder), ignore_errors=True)
         shutil.rmtree(folder)
 
 
@@ -95,7 +108,7 @@ def measured(folder: Path, technique: str, arguments: argparse.Namespace) -> dic
     from optimum_slim.techniques import technique_class
 
     torch.set_num_threads(arguments.threads)
-    step = technique_class(technique)(ratio=0.5)
+    step = technique_class(technique)(**TECHNIQUES[technique])
     generator = torch.Generator().manual_seed(SEED)
     shape = (arguments.texts, arguments.tokens)
     ids = torch.randint(0, 4096, shape, generator=generator).split(1)
@@ -131,6 +144,43 @@ def measured(folder: Path, technique: str, arguments: argparse.Namespace) -> dic
         "cpu_seconds": [round(one.ru_utime + one.ru_stime, 2) for one in spent],  # of the process, after each block
         "blocks": rows,
     }
+
+
+def written(folder: Path, precision: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fp32 export of a streamed model, or a precision that is made of it: bytes and seconds."""
+    import torch
+
+    from optimum_slim.deploy.export import export_folder, onnx_bytes
+    from optimum_slim.deploy.precision import make_precisions
+    from optimum_slim.model.checkpoint import load_model
+    from optimum_slim.report.report import parameters_of, peak_rss_bytes
+    from optimum_slim.tasks import TextGeneration
+
+    torch.set_num_threads(arguments.threads)
+    model, fp32 = load_model(folder, streamed=True), exported(folder)
+    base, begun = peak_rss_bytes(), time.monotonic()
+    if precision == EXPORT:
+        fp32.mkdir()
+        made = export_folder(model, TextGeneration, fp32)
+    else:
+        made = make_precisions(fp32, fp32, {precision: {}}, logits="last")[precision]
+    seconds, spent = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_SELF)
+    found = {
+        "parameters": parameters_of(model),
+        "threads": arguments.threads,
+        "bytes": onnx_bytes(made / "model.onnx"),
+        "base_rss_bytes": base,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "seconds": round(seconds, 1),
+        "cpu_seconds_in_all": round(spent.ru_utime + spent.ru_stime, 1),
+    }
+    if precision != EXPORT:
+        shutil.rmtree(made)
+    return found
+
+
+def exported(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-fp32")
 
 
 if __name__ == "__main__":
