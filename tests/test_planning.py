@@ -153,6 +153,12 @@ REFUSED = {
     "no such teacher": ("bert", None, {"teacher": "./nowhere"}, "there is no folder ./nowhere"),
     "another head": ("bert", None, {"task": "text-generation"}, "the model is a BertForSequenceClassification"),
     "no loss of its own": ("xlm-roberta", REVIEWS, {"steps": [{"train": {"labels": 1}}]}, "an embedder has no loss"),
+    "norms behind": (
+        "bert",
+        REVIEWS,
+        {"steps": [{"prune.layers": {"keep": 1, "refit": True}}]},
+        "steps.0.prune.layers: refit: this model's norms come behind",
+    ),
     "no such layer": ("bert", None, {"steps": [{"prune.layers": {"which": [7]}}]}, "there is no layer 7; the model"),
     "no such ignored layer": (
         "bert",

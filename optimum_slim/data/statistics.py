@@ -109,3 +109,52 @@ def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
                 turns[block.index] += (1 - cosines).sum().cpu()
                 text.states = after
     return turns / sum(int(text.real.sum()) for text in texts)
+
+
+@torch.no_grad()
+def moments_across(
+    model: PreTrainedModel, gaps: Mapping[int, int], batches: Batches
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """What the last linear of a block's feed-forward reads, and what the blocks behind it add.
+
+    Args:
+        model: of a family whose blocks add to their inputs. gaps: by the number of a block that of the last one whose
+            additions are asked for. batches: tokenized texts with an `attention_mask`.
+
+    Returns:
+        For each of `gaps` X^T X / rows, float32 [K, K], and D^T X / rows, float32 [hidden, K], where X [rows, K] is
+        what the linear reads at all real tokens, and D [rows, hidden] what the last block gives less what the first
+        does. A bias counts as one more input, always 1.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    if not gaps:
+        return found
+    texts, first = on_their_way(model, batches), {last: block for block, last in gaps.items()}
+    rows = sum(int(text.real.sum()) for text in texts)
+    read: list[tuple[Tensor, Tensor]] = []  # of each text what the linear reads, and what its block gives
+    for block in progress(list(blocks_of(model))[: max(gaps.values()) + 1], "calibrating"):
+        with held(model, block.name):
+            if block.index in gaps:
+                read = [_read(block, text) for text in texts]
+                for text, (_, after) in zip(texts, read, strict=True):
+                    text.states = after
+            else:
+                for text in texts:
+                    text.states = text.through(block)
+        if block.index in first:
+            gram, cross = torch.zeros(()), torch.zeros(())
+            for text, (inputs, before) in zip(texts, read, strict=True):
+                added = (text.states - before)[text.real].float()
+                gram, cross = gram + inputs.T @ inputs, cross + added.T @ inputs
+            found[first[block.index]] = gram / rows, cross / rows
+    return found
+
+
+def _read(block: Block, text: Text) -> tuple[Tensor, Tensor]:
+    """What the last linear of a held block's feed-forward reads of a text's real tokens, and what the block gives."""
+    kept: list[Tensor] = []
+    handle = block.ffn_out.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    after = text.through(block)
+    handle.remove()
+    rows = kept[0].flatten(0, -2)[text.real.flatten()].float()
+    return (rows if block.ffn_out.bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)), after

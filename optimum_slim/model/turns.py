@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +120,12 @@ def tell(bar: tqdm, block: Block, seconds: float, error: float | None) -> None:
     bar.set_postfix_str(told if error is None else f"{told}, error {error:.3g}", refresh=False)
 
 
-def blocks_to_change(model: PreTrainedModel) -> Iterator[Block]:
-    """The blocks, first to last, held each while the caller changes it. Those that an earlier run has finished are
-    not told again."""
+def blocks_to_change(model: PreTrainedModel, indices: Collection[int] | None = None) -> Iterator[Block]:
+    """The blocks, first to last, held each while the caller changes it; default: all. Those that an earlier run has
+    finished are not told again."""
     turn = Pass(model)
-    for block in (bar := progress(list(blocks_of(model)), "block by block")):
+    chosen = [block for block in blocks_of(model) if indices is None or block.index in indices]
+    for block in (bar := progress(chosen, "block by block")):
         if turn.has_finished(block):
             turn.take_up(block)
             continue

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optimum_slim.data import through
-from optimum_slim.data.statistics import block_influences, grams_in_turn
+from optimum_slim.data.statistics import block_influences, grams_in_turn, moments_across
 from optimum_slim.data.through import outputs_of, relative_error
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.checkpoint import load_model
@@ -72,3 +72,32 @@ def test_a_block_that_becomes_silent_has_lost_all():
                 linear.bias.data.zero_()
     (row,) = block_rows(model)
     assert (row["block"], row["error"]) == (1, pytest.approx(1.0))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_moments_across_blocks_are_those_of_all_texts_at_once(family):
+    model = tiny(family, num_hidden_layers=4)
+    batches = token_batches(((3, 9), (2, 14)))
+    read, given = {}, {}
+    for block in blocks_of(model):
+        block.ffn_out.register_forward_pre_hook(
+            lambda _, inputs, at=block.index: read.setdefault(at, []).append(inputs[0].flatten(0, -2))
+        )
+        block.module.register_forward_hook(
+            lambda _, __, output, at=block.index: given.setdefault(at, []).append(
+                (output[0] if isinstance(output, tuple) else output).flatten(0, -2)
+            )
+        )
+    with torch.no_grad():
+        for batch in batches:
+            model(**batch)
+    real = torch.cat([batch["attention_mask"].flatten().bool() for batch in batches])
+    rows, states = ({at: torch.cat(parts)[real] for at, parts in one.items()} for one in (dict(read), dict(given)))
+    found = moments_across(model, {0: 2, 3: 3}, batches)
+    for first, last in ((0, 2), (3, 3)):
+        x = rows[first]
+        if next(iter(blocks_of(model))).ffn_out.bias is not None:
+            x = torch.cat([x, torch.ones(len(x), 1)], 1)
+        gram, cross = found[first]
+        assert torch.allclose(gram, x.T @ x / len(x), atol=1e-5)
+        assert torch.allclose(cross, (states[last] - states[first]).T @ x / len(x), atol=1e-5)

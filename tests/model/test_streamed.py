@@ -37,6 +37,7 @@ TECHNIQUES = [
     PruneFFN(ratio=0.5),
     PruneHeads(ratio=0.5),
     PruneLayers(ratio=0.3, which="influence"),
+    PruneLayers(keep=1, refit=True),
     QuantizeSmooth(),
     QuantizeWeights(method="gptq"),
     QuantizeWeights(method="rtn", bits=8, symmetric=False),

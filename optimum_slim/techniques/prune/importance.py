@@ -10,6 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.model.shape import Shape
 
+MAKE_UP = 0.1
+
 
 def kept_of(total: int, ratio: float | None, keep: int | None, round_to: int = 1) -> int:
     """How many of `total` stay: `keep`, or what `ratio` leaves, rounded to a multiple of `round_to`, at least one
@@ -93,7 +95,27 @@ def refit(linear: nn.Linear | Conv1D, weight: Tensor, gram: Tensor, kept: Sequen
         linear: the cut layer. weight, gram: of the whole layer, as `dense_weight` and `grams_in_turn` give them.
     """
     places = [*kept, weight.shape[1] - 1] if linear.bias is not None else list(kept)
-    new = refitted(weight, gram, places).to(linear.weight)
+    put(linear, refitted(weight, gram, places))
+
+
+def made_up(weight: Tensor, gram: Tensor, cross: Tensor, damp: float = MAKE_UP) -> Tensor:
+    """The weight whose outputs also come closest to what is to be added to them, by ridge regression:
+    W + D X (X^T X + damp * mean(diag X^T X) I)^-1, where D are the additions.
+
+    Args:
+        weight: [N, K]. gram: X^T X / rows, [K, K]. cross: D^T X / rows, [N, K]. damp: share of the mean second moment.
+
+    Returns:
+        float32 [N, K], solved in float64.
+    """
+    moments = gram.double().cpu()
+    inner = moments + torch.eye(len(moments), dtype=torch.float64) * damp * moments.diagonal().mean()
+    return (weight.double().cpu() + torch.linalg.solve(inner, cross.double().cpu().T).T).float()
+
+
+def put(linear: nn.Linear | Conv1D, weight: Tensor) -> None:
+    """Writes a weight as `dense_weight` gives it, its bias too, into a linear of that size."""
+    new = weight.to(linear.weight)
     if linear.bias is not None:
         linear.bias.data.copy_(new[:, -1])
         new = new[:, :-1]

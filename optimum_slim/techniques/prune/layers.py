@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from optimum_slim.data.statistics import Batches, block_influences
+from optimum_slim.data.statistics import Batches, block_influences, moments_across
+from optimum_slim.model.anatomy import norms_first
+from optimum_slim.model.grids import why_not_keeping
 from optimum_slim.model.shape import Shape, shape_of
 from optimum_slim.model.surgery import keep_layers
-from optimum_slim.techniques.prune.importance import highest, kept_of, mistakes_in_amount
+from optimum_slim.model.turns import blocks_to_change
+from optimum_slim.techniques.prune.importance import dense_weight, highest, kept_of, made_up, mistakes_in_amount, put
 from optimum_slim.techniques.technique import Technique
 
 
@@ -31,6 +34,7 @@ class PruneLayers(Technique):
     ratio: float | None = None  # share of the layers to remove
     keep: int | None = None  # or how many stay
     which: Literal["evenly", "influence"] | list[int] = "evenly"  # or the numbers of those that stay
+    refit: bool = False  # the layer before makes up for those that go, on the calibration texts; without a train step
 
     def mistakes(self) -> Iterator[str]:
         if isinstance(self.which, list):
@@ -46,6 +50,10 @@ class PruneLayers(Technique):
             yield f"which: there is no layer {self.which[-1]}; the model has layers 0 to {len(shape.blocks) - 1}"
         if getattr(config, "scale_attn_by_inverse_layer_idx", False):
             yield "this model scales attention by a layer's number, so its layers cannot be renumbered"
+        if self.refit:
+            yield from why_not_keeping(config)
+            if norms_first(config) is None:
+                yield "refit: this model's norms come behind what its layers add, which cannot be made up for before"
 
     def shape_after(self, shape: Shape) -> Shape:
         """Of the layers that stay by influence only the number is known before the texts are seen."""
@@ -53,13 +61,17 @@ class PruneLayers(Technique):
         return Shape(tuple(shape.blocks[index] for index in kept), shape.head_dim)
 
     def asks(self) -> tuple[str, ...]:
-        return super().asks() if self.which == "influence" else ()
+        return super().asks() if self.refit or self.which == "influence" else ()
 
     def apply(self, model: PreTrainedModel, calibration_data: Batches = ()) -> None:
         total = len(shape_of(model).blocks)
         kept = self._places(total)
         if self.which == "influence":
             kept = highest(block_influences(model, calibration_data), len(kept))
+        if self.refit:
+            moments = moments_across(model, _gaps(kept, total), calibration_data)
+            for block in blocks_to_change(model, moments):
+                put(block.ffn_out, made_up(dense_weight(block.ffn_out), *moments[block.index]))
         if len(kept) < total:
             keep_layers(model, kept)
 
@@ -68,3 +80,10 @@ class PruneLayers(Technique):
             return [index for index in self.which if index < total]
         count = kept_of(total, self.ratio, self.keep)
         return [index * total // count for index in range(count)]
+
+
+def _gaps(kept: Sequence[int], total: int) -> dict[int, int]:
+    """The last of the layers that go behind each that stays, by the latter's number; the first of all cannot be made up
+    for."""
+    ends = [*kept[1:], total]
+    return {before: after - 1 for before, after in zip(kept, ends, strict=True) if after - before > 1}

@@ -18,6 +18,7 @@ from optimum_slim.techniques.prune.importance import (
     group_energy,
     highest,
     kept_of,
+    made_up,
     mistakes_in_amount,
     refit,
     refitted,
@@ -111,6 +112,35 @@ def test_a_refitted_linear_makes_up_for_what_is_gone_also_with_its_bias(kind):
         refit(cut, dense_weight(whole), gram_of(inputs), kept)
         after = (whole(data) - cut(data[:, kept])).square().mean()
     assert after < before / 2
+
+
+def test_what_goes_is_made_up_for_by_ridge_regression():
+    weight, data = drawn()
+    added = torch.randn(len(data), 6) + data @ torch.randn(6, 12).T
+    gram, cross = gram_of(data.double()), added.double().T @ data.double() / len(data)
+    new = made_up(weight, gram, cross, damp=0.1)
+    # As least squares with rows that pull each weight to what it was.
+    pull = (0.1 * gram.diagonal().mean() * len(data)).sqrt() * torch.eye(12, dtype=torch.float64)
+    rows = torch.cat([data.double(), pull]).numpy()
+    wanted = torch.cat([data.double() @ weight.double().T + added.double(), pull @ weight.double().T]).numpy()
+    assert np.allclose(new.numpy(), np.linalg.lstsq(rows, wanted, rcond=None)[0].T, atol=1e-4)
+    assert torch.equal(made_up(weight, gram, torch.zeros(6, 12)), weight)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("kept", [[0, 3], [0, 1, 3], [0, 2], [1, 2]], ids=str)
+def test_the_layer_before_makes_up_for_those_that_go(family, kept):
+    texts, distances = token_batches(((8, 40), (8, 60))), []
+    for refitting in (False, True):
+        whole, model = tiny(family, num_hidden_layers=4), tiny(family, num_hidden_layers=4)
+        PruneLayers(which=kept, refit=refitting).apply(model, calibration_data=texts)
+        with torch.no_grad():
+            states = [one.base_model(**texts[0]).last_hidden_state[0] for one in (whole, model)]
+        distances.append((states[0] - states[1]).square().mean().item())
+    if kept == [1, 2]:  # nothing stands before the first layer, and what the last added is made up for
+        assert distances[1] < distances[0]
+    else:
+        assert distances[1] < 0.95 * distances[0]
 
 
 @pytest.mark.parametrize(
