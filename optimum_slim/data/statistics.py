@@ -86,8 +86,12 @@ def _grams(
 
 def _products(biased: bool, rows: Tensor) -> Tensor:
     """X^T X, where a bias is the weight of one more input that is always 1."""
-    whole = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if biased else rows
+    whole = _with_ones(biased, rows)
     return whole.T @ whole
+
+
+def _with_ones(biased: bool, rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1) if biased else rows
 
 
 @torch.no_grad()
@@ -131,30 +135,20 @@ def moments_across(
         return found
     texts, first = on_their_way(model, batches), {last: block for block, last in gaps.items()}
     rows = sum(int(text.real.sum()) for text in texts)
-    read: list[tuple[Tensor, Tensor]] = []  # of each text what the linear reads, and what its block gives
+    read: list[tuple[dict[str, Tensor], list[Tensor]]] = []  # of each text what the linear reads, and its block gives
     for block in progress(list(blocks_of(model))[: max(gaps.values()) + 1], "calibrating"):
         with held(model, block.name):
             if block.index in gaps:
-                read = [_read(block, text) for text in texts]
-                for text, (_, after) in zip(texts, read, strict=True):
+                rows_read = Statistic(partial(_with_ones, block.ffn_out.bias is not None), mean=False)
+                read = [statistics_of(block, {"ffn_out": block.ffn_out}, [text], rows_read) for text in texts]
+                for text, (_, (after,)) in zip(texts, read, strict=True):
                     text.states = after
             else:
-                for text in texts:
-                    text.states = text.through(block)
+                send_on(block, texts, [])
         if block.index in first:
             gram, cross = torch.zeros(()), torch.zeros(())
-            for text, (inputs, before) in zip(texts, read, strict=True):
-                added = (text.states - before)[text.real].float()
+            for text, (linears, (before,)) in zip(texts, read, strict=True):
+                inputs, added = linears["ffn_out"], (text.states - before)[text.real].float()
                 gram, cross = gram + inputs.T @ inputs, cross + added.T @ inputs
             found[first[block.index]] = gram / rows, cross / rows
     return found
-
-
-def _read(block: Block, text: Text) -> tuple[Tensor, Tensor]:
-    """What the last linear of a held block's feed-forward reads of a text's real tokens, and what the block gives."""
-    kept: list[Tensor] = []
-    handle = block.ffn_out.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-    after = text.through(block)
-    handle.remove()
-    rows = kept[0].flatten(0, -2)[text.real.flatten()].float()
-    return (rows if block.ffn_out.bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)), after

@@ -89,16 +89,16 @@ def write_blocks(graph: onnx.ModelProto, bits: int, grids: Mapping[str, OnGrid],
         known = told_of(node, grids)
         width = bits if known is None else 4 if known.grid.bits <= 4 else 8
         names = [f"{linear.weight}_Q{width}", f"{linear.weight}_scales", f"{linear.weight}_zero_points"]
-        rows = rows_of(graph, linear)
+        weight = stored_array(graph, linear.weight)
         if known is None:
-            block, tensors = WEIGHT_BLOCK, _rounded(rows, width)
+            block, tensors = WEIGHT_BLOCK, _rounded(weight, width)
         else:
-            block = block_of(known.grid.group_size)
+            block, rows = block_of(known.grid.group_size), rows_of(graph, linear)
             tensors = block_tensors(*grouped_integers(linear.name, rows, known), known.grid.group_size, width)
         if initializer(graph, names[0]) is None:  # layers may share it
             for name, value in zip(names, tensors, strict=False):
                 add_initializer(graph, name, value)
-        sizes = {"K": rows.shape[1], "N": rows.shape[0], "bits": width, "block_size": block}
+        sizes = {"K": weight.shape[0], "N": weight.shape[1], "bits": width, "block_size": block}
         inputs = [node.input[0], *names[: len(tensors)]]
         replace_node(graph, node, stock_node(inputs, node.output[0], f"{node.name}_Q{width}", **sizes))
     if STOCK_DOMAIN not in {one.domain for one in graph.opset_import}:
@@ -106,12 +106,12 @@ def write_blocks(graph: onnx.ModelProto, bits: int, grids: Mapping[str, OnGrid],
     drop_unused(graph)
 
 
-def _rounded(rows: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
-    """A weight [N, K] in blocks of `WEIGHT_BLOCK`: integers, and scales float32 [N, blocks]."""
+def _rounded(weight: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
+    """A weight [K, N] in blocks of `WEIGHT_BLOCK`: integers, and scales float32 [N, blocks]."""
     from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
     config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, bits=bits)
-    integers, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(rows.T))
+    integers, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
     return integers, scales
 
 

@@ -12,7 +12,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from optimum_slim.deploy.machine import session_options
-from optimum_slim.deploy.stored import array_of, bytes_of, without_weights
+from optimum_slim.deploy.stored import array_of, bare_copy, bytes_of
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
 
@@ -34,7 +34,7 @@ def opened(
         outputs: values to give besides the graph's own, or `alone`, so that nothing is computed but what they need.
         options: how to run it, to which the weights are added; default: on one thread, every node as it is written.
     """
-    bare = without_weights(graph)
+    bare = bare_copy(graph)
     del bare.graph.value_info[:]  # what the exporter says of values that have changed since
     if alone:
         del bare.graph.output[:]
@@ -61,10 +61,11 @@ def thinned(graph: onnx.ModelProto) -> onnx.ModelProto:
     """
     tensors = {tensor.name: tensor for tensor in graph.graph.initializer}
     kept = {value.name for value in graph.graph.output} | _read_whole(graph)
-    copy, used = without_weights(graph), set[str]()
+    known = {name: tensor for name, tensor in tensors.items() if name not in kept}
+    copy, used = bare_copy(graph), set[str]()
     del copy.graph.node[:]
     for node in graph.graph.node:
-        sizes = _sizes_of(node, {name: tensors[name] for name in set(node.input) & set(tensors) - kept})
+        sizes = _sizes_of(node, known)
         nodes = [node] if sizes is None or np.prod(sizes) < LARGE else _thin(node, copy, *sizes)
         copy.graph.node.extend(nodes)
         used.update(name for one in nodes for name in one.input)

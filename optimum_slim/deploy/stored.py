@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from onnx import helper, numpy_helper
 
 from optimum_slim.errors import ModelError
+from optimum_slim.files import wholly
 
 EXTERNAL_DATA_BYTES = 2**31 - 2**20  # protobuf's limit of 2 GiB, less room for the graph itself
 PAGE = 4096  # bytes: a weight in the file begins at a page, so that it can be mapped
@@ -79,17 +80,20 @@ def save_onnx(graph: onnx.ModelProto, path: Path) -> None:
         _save_whole(graph, path)
         data.unlink(missing_ok=True)
         return
-    bare, fresh = without_weights(graph), data.with_name(f"{data.name}.new")  # the weights may stand in `data`
-    with fresh.open("wb") as file:
-        for tensor in graph.graph.initializer:
-            put(bare, file, data.name, tensor.name, array_of(tensor))
-    fresh.replace(data)
+    bare = bare_copy(graph)
+
+    def write(to: Path) -> None:
+        with to.open("wb") as file:
+            for tensor in graph.graph.initializer:
+                put(bare, file, data.name, tensor.name, array_of(tensor))
+
+    wholly(data, write)  # the weights may stand in `data`
     onnx.save(bare, path)
 
 
 def _save_whole(graph: onnx.ModelProto, path: Path) -> None:
     """Writes one protobuf message whose weights are serialized one at a time: all at once take two copies more."""
-    bare = without_weights(graph)
+    bare = bare_copy(graph)
     inner = bare.graph.SerializeToString(deterministic=True)
     bare.ClearField("graph")
     tensors = graph.graph.initializer
@@ -118,7 +122,7 @@ def _inside(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return numpy_helper.from_array(array_of(tensor), tensor.name) if _is_outside(tensor) else tensor
 
 
-def without_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
+def bare_copy(graph: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a graph that has none of its weights yet."""
     bare = onnx.ModelProto()
     _copy_fields(graph, bare, "graph")

@@ -56,14 +56,14 @@ def main() -> None:
         if not folder.exists():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 process.submit(make_model, folder, MODELS[model]).result()
-        parts = [({"technique": name}, measured, name) for name in arguments.techniques]
         files = [EXPORT, *arguments.precisions] if arguments.precisions else []
-        parts += [({"precision": name}, written, name) for name in files]
-        for told, part, name in parts:
+        parts = [("technique", measured, name) for name in arguments.techniques]
+        parts += [("precision", written, name) for name in files]
+        for kind, part, name in parts:
             # A process of its own for each, so that its peak of memory is its own too.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 found = process.submit(part, folder, name, arguments).result()
-            rows.append({"model": model, **told, **found})
+            rows.append({"model": model, kind: name, **found})
             print({key: value for key, value in rows[-1].items() if key != "cpu_seconds"}, flush=True)
             if arguments.json:
                 arguments.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -92,7 +92,7 @@ def test_moments_across_blocks_are_those_of_all_texts_at_once(family):
         for batch in batches:
             model(**batch)
     real = torch.cat([batch["attention_mask"].flatten().bool() for batch in batches])
-    rows, states = ({at: torch.cat(parts)[real] for at, parts in one.items()} for one in (dict(read), dict(given)))
+    rows, states = ({at: torch.cat(parts)[real] for at, parts in one.items()} for one in (read, given))
     found = moments_across(model, {0: 2, 3: 3}, batches)
     for first, last in ((0, 2), (3, 3)):
         x = rows[first]

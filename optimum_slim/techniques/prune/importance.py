@@ -10,8 +10,6 @@ from transformers.pytorch_utils import Conv1D
 
 from optimum_slim.model.shape import Shape
 
-MAKE_UP = 0.1
-
 
 def kept_of(total: int, ratio: float | None, keep: int | None, round_to: int = 1) -> int:
     """How many of `total` stay: `keep`, or what `ratio` leaves, rounded to a multiple of `round_to`, at least one
@@ -82,10 +80,8 @@ def refitted(weight: Tensor, gram: Tensor, kept: Sequence[int], damp: float = 1e
     stay = torch.zeros(weight.shape[1], dtype=torch.bool)
     stay[list(kept)] = True
     moments, whole = gram.double().cpu(), weight.double().cpu()
-    inner = moments[stay][:, stay]
-    inner += torch.eye(len(inner), dtype=torch.float64) * damp * moments.diagonal().mean()
     lost = whole[:, ~stay] @ moments[~stay][:, stay]
-    return (whole[:, stay] + torch.linalg.solve(inner, lost.T).T).float()
+    return (whole[:, stay] + _ridge(moments[stay][:, stay], lost, damp * moments.diagonal().mean())).float()
 
 
 def refit(linear: nn.Linear | Conv1D, weight: Tensor, gram: Tensor, kept: Sequence[int]) -> None:
@@ -98,7 +94,7 @@ def refit(linear: nn.Linear | Conv1D, weight: Tensor, gram: Tensor, kept: Sequen
     put(linear, refitted(weight, gram, places))
 
 
-def made_up(weight: Tensor, gram: Tensor, cross: Tensor, damp: float = MAKE_UP) -> Tensor:
+def made_up(weight: Tensor, gram: Tensor, cross: Tensor, damp: float = 0.1) -> Tensor:
     """The weight whose outputs also come closest to what is to be added to them, by ridge regression:
     W + D X (X^T X + damp * mean(diag X^T X) I)^-1, where D are the additions.
 
@@ -109,8 +105,14 @@ def made_up(weight: Tensor, gram: Tensor, cross: Tensor, damp: float = MAKE_UP) 
         float32 [N, K], solved in float64.
     """
     moments = gram.double().cpu()
-    inner = moments + torch.eye(len(moments), dtype=torch.float64) * damp * moments.diagonal().mean()
-    return (weight.double().cpu() + torch.linalg.solve(inner, cross.double().cpu().T).T).float()
+    added = _ridge(moments, cross.double().cpu(), damp * moments.diagonal().mean())
+    return (weight.double().cpu() + added).float()
+
+
+def _ridge(moments: Tensor, cross: Tensor, pull: Tensor) -> Tensor:
+    """cross (moments + pull I)^-1, where moments are [K, K] and cross is [N, K]."""
+    inner = moments + torch.eye(len(moments), dtype=torch.float64) * pull
+    return torch.linalg.solve(inner, cross.T).T
 
 
 def put(linear: nn.Linear | Conv1D, weight: Tensor) -> None:
