@@ -17,12 +17,13 @@ from optimum_slim.deploy.benchmark import feeds
 from optimum_slim.deploy.graph import add_functions, drop_dead_nodes, drop_unused, put_nodes, replace_node
 from optimum_slim.deploy.memory import opened, thinned
 from optimum_slim.deploy.rewriting import numbers_in, rewritten
+from optimum_slim.deploy.wiring import Wiring
 from optimum_slim.kernels.attention import (
     CACHED_ATTRIBUTES,
     CACHED_INPUTS,
     CACHED_OPSET,
-    cached_attention_function,
-    cached_attention_node,
+    rotary_attention_function,
+    rotary_attention_node,
 )
 
 OPSET = CACHED_OPSET  # ONNX Runtime has it since 1.23
@@ -67,17 +68,29 @@ def fuse_cached_attention(graph: onnx.ModelProto) -> int:
 
 
 def own_cached_attention(graph: onnx.ModelProto) -> int:
-    """Makes each Attention that `fuse_cached_attention` made one that our kernels run, in place; returns how many."""
-    made = 0
+    """Makes each Attention that `fuse_cached_attention` made, and the RotaryEmbeddings before it, one node that our
+    kernels run, in place; returns how many."""
+    wiring, made = Wiring(graph), 0
     for node in [one for one in graph.graph.node if one.op_type == "Attention" and not one.domain]:
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         if set(attributes) != set(CACHED_ATTRIBUTES) or len(node.input) != len(CACHED_INPUTS) or not all(node.input):
             continue
-        replace_node(graph, node, cached_attention_node(node.input, node.output, node.name, **attributes))
+        query, key = (wiring.made_by(name, "RotaryEmbedding") for name in node.input[:2])
+        if query is None or key is None or not (_turns_halves(query) and _turns_halves(key)):
+            continue
+        inputs = [query.input[0], key.input[0], *node.input[2:], *query.input[1:], *key.input[1:]]
+        graph.graph.node.remove(query)
+        graph.graph.node.remove(key)
+        replace_node(graph, node, rotary_attention_node(inputs, node.output, node.name, **attributes))
         made += 1
     if made:
-        add_functions(graph, [cached_attention_function()])
+        add_functions(graph, [rotary_attention_function()])
     return made
+
+
+def _turns_halves(turn: onnx.NodeProto) -> bool:
+    """Whether a RotaryEmbedding turns whole heads by halves, as `fuse_cached_attention` makes it."""
+    return len(turn.input) == 3 and [one.name for one in turn.attribute] == ["num_heads"]
 
 
 class _CachedAttention(RewriteRuleClassBase):

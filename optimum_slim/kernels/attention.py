@@ -1,4 +1,4 @@
-"""The nodes of SlimAttention and SlimCachedAttention, and their model-local functions of stock operators."""
+"""The nodes of SlimAttention and SlimRotaryAttention, and their model-local functions of stock operators."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from optimum_slim.kernels.function import DOMAIN, VERSION, Body, refer
 ATTENTION = "SlimAttention"
 INPUTS = ["query", "key", "value", "mask"]
 
-CACHED_ATTENTION = "SlimCachedAttention"
-CACHED_INPUTS = [*INPUTS, "past_key", "past_value"]
+ROTARY_ATTENTION = "SlimRotaryAttention"
+CACHED_INPUTS = [*INPUTS, "past_key", "past_value"]  # of ONNX's Attention
+ANGLES = ["query_cos", "query_sin", "key_cos", "key_sin"]
+ROTARY_INPUTS = [*CACHED_INPUTS, *ANGLES]
 CACHED_OUTPUTS = ["y", "present_key", "present_value"]
 CACHED_ATTRIBUTES = {
     "q_num_heads": AttributeProto.INT,
@@ -47,18 +49,23 @@ def attention_function(opset: int = 18) -> FunctionProto:
     return helper.make_function(DOMAIN, ATTENTION, INPUTS, ["y"], body.nodes, imports, ["heads"])
 
 
-def cached_attention_node(
+def rotary_attention_node(
     inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
 ) -> NodeProto:
-    """A node; its inputs and outputs are the names of `CACHED_INPUTS` and `CACHED_OUTPUTS`; its `CACHED_ATTRIBUTES`."""
-    return helper.make_node(CACHED_ATTENTION, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
+    """A node; its inputs and outputs are the names of `ROTARY_INPUTS` and `CACHED_OUTPUTS`; its `CACHED_ATTRIBUTES`."""
+    return helper.make_node(ROTARY_ATTENTION, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
 
 
-def cached_attention_function() -> FunctionProto:
-    """Its function: ONNX's own Attention."""
-    node = helper.make_node("Attention", CACHED_INPUTS, CACHED_OUTPUTS)
-    refer(node, CACHED_ATTRIBUTES)
+def rotary_attention_function() -> FunctionProto:
+    """Its function: ONNX's own RotaryEmbedding, of queries and of keys, and its Attention."""
+    nodes = []
+    for name, heads in (("query", "q_num_heads"), ("key", "kv_num_heads")):
+        turned = helper.make_node("RotaryEmbedding", [name, f"{name}_cos", f"{name}_sin"], [f"turned_{name}"])
+        turned.attribute.append(AttributeProto(name="num_heads", ref_attr_name=heads, type=AttributeProto.INT))
+        nodes.append(turned)
+    nodes.append(helper.make_node("Attention", ["turned_query", "turned_key", *CACHED_INPUTS[2:]], CACHED_OUTPUTS))
+    refer(nodes[-1], CACHED_ATTRIBUTES)
     imports = [helper.make_opsetid("", CACHED_OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(
-        DOMAIN, CACHED_ATTENTION, CACHED_INPUTS, CACHED_OUTPUTS, [node], imports, list(CACHED_ATTRIBUTES)
+        DOMAIN, ROTARY_ATTENTION, ROTARY_INPUTS, CACHED_OUTPUTS, nodes, imports, list(CACHED_ATTRIBUTES)
     )

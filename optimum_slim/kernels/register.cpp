@@ -193,7 +193,7 @@ ort::Handle shared_domain(ort::Api api) {
     for (const Operator& one : operators())
       check(api, ort::kCustomOpDomainAdd, made, static_cast<const ort::CustomOp*>(&one));
     for (const ort::CustomOp* one :
-         {attention_operator(), cached_attention_operator(), residual_norm_operator(), rms_norm_operator()})
+         {attention_operator(), rotary_attention_operator(), residual_norm_operator(), rms_norm_operator()})
       check(api, ort::kCustomOpDomainAdd, made, one);
     return made;
   }();

@@ -1,4 +1,4 @@
-// SlimAttention and SlimCachedAttention: shapes are checked each time, as nothing is known of them before.
+// SlimAttention and SlimRotaryAttention: shapes are checked each time, as nothing is known of them before.
 #include "slim_attention.h"
 
 #include <algorithm>
@@ -132,21 +132,44 @@ void Kernel::run(ort::Handle context) const {
   run_heads(a, *products, Parallel(api, context));
 }
 
-struct CachedKernel {
-  static constexpr const char* kName = "SlimCachedAttention";
-  static constexpr std::array<const char*, 6> kInputs{"query", "key", "value", "mask", "past_key", "past_value"};
-  static constexpr size_t kMask = 3, kOutputs = 3;
+// The cosines and sines by which heads of some tokens are turned: [batch, tokens, size / 2].
+struct Angles {
+  const float *cos, *sin;
+  int64_t half;
+
+  // The head of a token, counted over the batch.
+  void turn(const float* __restrict from, int64_t token, float* __restrict to) const {
+    const float *__restrict c = cos + token * half, *__restrict s = sin + token * half;
+    for (int64_t i = 0; i < half; ++i) {
+      const float first = from[i], second = from[half + i];
+      to[i] = first * c[i] - second * s[i];
+      to[half + i] = second * c[i] + first * s[i];
+    }
+  }
+};
+
+struct RotaryKernel {
+  static constexpr const char* kName = "SlimRotaryAttention";
+  static constexpr std::array<const char*, 10> kInputs{"query",      "key",       "value",     "mask",    "past_key",
+                                                       "past_value", "query_cos", "query_sin", "key_cos", "key_sin"};
+  static constexpr size_t kMask = 3, kQueryAngles = 6, kKeyAngles = 8, kOutputs = 3;
 
   ort::Api api;
   int64_t heads, kv_heads;
   float scale;
   const Products* products;
 
-  static CachedKernel made(ort::Api api, ort::ConstHandle info);
+  static RotaryKernel made(ort::Api api, ort::ConstHandle info);
   void run(ort::Handle context) const;
+
+ private:
+  FloatInput floats(ort::Handle context, size_t index) const {
+    return input<float>(api, context, index, kInputs[index]);
+  }
+  Angles angles(ort::Handle context, size_t index, const Shape& shape) const;
 };
 
-CachedKernel CachedKernel::made(ort::Api api, ort::ConstHandle info) {
+RotaryKernel RotaryKernel::made(ort::Api api, ort::ConstHandle info) {
   const Node node(api, info);
   const int64_t heads = node.integer("q_num_heads", 1, kMostHeads);
   const int64_t kv_heads = node.integer("kv_num_heads", 1, kMostHeads);
@@ -154,27 +177,39 @@ CachedKernel CachedKernel::made(ort::Api api, ort::ConstHandle info) {
   return {api, heads, kv_heads, node.real("scale"), &choose_products()};
 }
 
+// Cosines at `index`, sines behind them.
+Angles RotaryKernel::angles(ort::Handle context, size_t index, const Shape& shape) const {
+  const FloatInput cos = floats(context, index), sin = floats(context, index + 1);
+  for (size_t i : {index, index + 1})
+    if ((i == index ? cos : sin).shape != shape)
+      fail(std::string("input ") + kInputs[i] + " has another shape", "batch, tokens and half the size of a head");
+  return {cos.data, sin.data, shape[2]};
+}
+
 // The past of some heads and `count` new tokens: [batch, heads, tokens, size] and [batch, tokens, heads * size].
-void append(const Attention& a, int64_t count, const float* past, const float* added, float* to) {
+// `put(from, token, to)` writes the head of a token.
+template <class Put>
+void append(const Attention& a, int64_t count, const float* past, const float* added, float* to, const Put& put) {
   if (!a.batch || !a.size) return;
   const int64_t old = (a.keys - count) * a.size;
   for (int64_t batch = 0; batch < a.batch; ++batch)
     for (int64_t head = 0; head < a.kv_heads; ++head) {
       if (old) std::memcpy(to, past, old * sizeof *to);
       past += old, to += old;
-      for (int64_t t = 0; t < count; ++t, to += a.size)
-        std::memcpy(to, added + ((batch * count + t) * a.kv_heads + head) * a.size, a.size * sizeof *to);
+      for (int64_t token = batch * count; token < (batch + 1) * count; ++token, to += a.size)
+        put(added + (token * a.kv_heads + head) * a.size, token, to);
     }
 }
 
-void CachedKernel::run(ort::Handle context) const {
-  const auto floats = [&](size_t i) { return input<float>(api, context, i, kInputs[i]); };
-  const FloatInput query = floats(0), key = floats(1), value = floats(2), past_key = floats(4), past_value = floats(5);
+void RotaryKernel::run(ort::Handle context) const {
+  const FloatInput query = floats(context, 0), key = floats(context, 1), value = floats(context, 2),
+                   past_key = floats(context, 4), past_value = floats(context, 5);
   const auto seen = input<uint8_t>(api, context, kMask, kInputs[kMask]);
   check_tokens(query, key, value);
   const Shape &q = query.shape, &k = key.shape, &past = past_key.shape;
   if (q[0] != k[0]) fail("inputs query and key differ in batch", "an equal one");
-  if (q[2] % heads) fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads");
+  if (q[2] % (2 * heads))
+    fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads, by an even number");
   Attention a{};
   a.batch = q[0], a.queries = q[1], a.heads = heads, a.kv_heads = kv_heads, a.size = q[2] / heads, a.scale = scale;
   if (k[2] != kv_heads * a.size)
@@ -185,6 +220,8 @@ void CachedKernel::run(ort::Handle context) const {
     fail("input past_key has other sizes", "batch, kv_num_heads and the size of a head");
   if (past[2] > kMostTokens || k[1] > kMostTokens)
     fail("input past_key or key has too many tokens", std::to_string(kMostTokens) + " at most");
+  const Angles of_queries = angles(context, kQueryAngles, {a.batch, a.queries, a.size / 2});
+  const Angles of_keys = angles(context, kKeyAngles, {a.batch, k[1], a.size / 2});
   a.keys = past[2] + k[1];
   set_mask_strides(a, seen.shape);
 
@@ -192,10 +229,17 @@ void CachedKernel::run(ort::Handle context) const {
   const Shape cache{a.batch, kv_heads, a.keys, a.size};
   float* const keys = float_output(api, context, cache, 1);
   float* const values = float_output(api, context, cache, 2);
-  append(a, k[1], past_key.data, key.data, keys);
-  append(a, k[1], past_value.data, value.data, values);
+  append(a, k[1], past_key.data, key.data, keys,
+         [&](const float* from, int64_t token, float* to) { of_keys.turn(from, token, to); });
+  append(a, k[1], past_value.data, value.data, values,
+         [&](const float* from, int64_t, float* to) { std::memcpy(to, from, a.size * sizeof *to); });
   if (no_answers(a)) return;
-  a.query = query.data, a.key = keys, a.value = values, a.seen = seen.data;
+  thread_local Scratch memory;
+  const int64_t tokens = a.batch * a.queries;
+  float* const turned = memory.take<float>(tokens * q[2]);
+  for (int64_t at = 0; at < tokens * heads; ++at)
+    of_queries.turn(query.data + at * a.size, at / heads, turned + at * a.size);
+  a.query = turned, a.key = keys, a.value = values, a.seen = seen.data;
   a.kv_strides[0] = kv_heads * a.keys * a.size, a.kv_strides[1] = a.keys * a.size, a.kv_strides[2] = a.size;
   run_heads(a, *products, Parallel(api, context));
 }
@@ -204,13 +248,13 @@ void CachedKernel::run(ort::Handle context) const {
 
 const ort::CustomOp* attention_operator() { return operator_of<Kernel>(); }
 
-const ort::CustomOp* cached_attention_operator() {
+const ort::CustomOp* rotary_attention_operator() {
   static const ort::CustomOp op = [] {
-    ort::CustomOp one = *operator_of<CachedKernel>();
+    ort::CustomOp one = *operator_of<RotaryKernel>();
     one.GetInputType = [](const ort::CustomOp*, size_t i) -> int {
-      return i == CachedKernel::kMask ? ort::kBool : ort::kFloat;
+      return i == RotaryKernel::kMask ? ort::kBool : ort::kFloat;
     };
-    one.GetOutputTypeCount = [](const ort::CustomOp*) { return CachedKernel::kOutputs; };
+    one.GetOutputTypeCount = [](const ort::CustomOp*) { return RotaryKernel::kOutputs; };
     return one;
   }();
   return &op;

@@ -1,4 +1,4 @@
-// The operators SlimAttention and SlimCachedAttention of FORMAT.md.
+// The operators SlimAttention and SlimRotaryAttention of FORMAT.md.
 #pragma once
 
 #include "ort_abi.h"
@@ -7,6 +7,6 @@ namespace slim {
 
 // What ONNX Runtime is told of them; lives as long as the library.
 const ort::CustomOp* attention_operator();
-const ort::CustomOp* cached_attention_operator();
+const ort::CustomOp* rotary_attention_operator();
 
 }  // namespace slim

@@ -17,7 +17,7 @@ from optimum_slim.deploy.graph import opset_of
 from optimum_slim.deploy.memory import opened
 from optimum_slim.deploy.precision import fp32, prepared
 from optimum_slim.deploy.verify import load_ort
-from optimum_slim.kernels.attention import CACHED_ATTENTION
+from optimum_slim.kernels.attention import ROTARY_ATTENTION
 from optimum_slim.model.surgery import keep_heads, merge_kv_heads
 from optimum_slim.tasks import task_named
 from tests.tiny import GROUPED, mostly_slow, tiny, token_batches
@@ -115,7 +115,8 @@ def test_every_attention_is_one_node(pair):
     assert count(exported, "Softmax") == count(fused, "Attention") == 3
     assert count(fused, "RotaryEmbedding") == 6
     assert count(fused, "Softmax") == count(own, "Attention") == 0
-    assert count(own, CACHED_ATTENTION) == 3
+    assert count(own, ROTARY_ATTENTION) == 3
+    assert count(own, "RotaryEmbedding") == 0
 
 
 @pytest.mark.parametrize("which", [1, 2], ids=["stock", "own"])

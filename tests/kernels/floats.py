@@ -1,4 +1,4 @@
-"""Models of one node of floats: SlimAttention, SlimCachedAttention, SlimResidualNorm, SlimRmsNorm; and inputs."""
+"""Models of one node of floats: SlimAttention, SlimRotaryAttention, SlimResidualNorm, SlimRmsNorm; and inputs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from onnx import helper
 from onnx.onnx_pb import FunctionProto, ModelProto, NodeProto, TensorProto
 
 from optimum_slim.kernels.attention import (
-    CACHED_INPUTS,
     CACHED_OPSET,
     CACHED_OUTPUTS,
+    ROTARY_INPUTS,
     attention_function,
     attention_node,
-    cached_attention_function,
-    cached_attention_node,
+    rotary_attention_function,
+    rotary_attention_node,
 )
 from optimum_slim.kernels.function import DOMAIN
 from optimum_slim.kernels.norm import RMS_NORM, residual_norm_function, residual_norm_node, rms_norm_function
@@ -30,10 +30,10 @@ def attention_model(heads: int) -> ModelProto:
     return _model_of(attention_node(list(ranks), "y", heads), ranks)
 
 
-def cached_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
-    ranks = dict.fromkeys(CACHED_INPUTS[:3], 3) | dict.fromkeys(CACHED_INPUTS[3:], 4)
-    node = cached_attention_node(CACHED_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
-    return _model_of(node, ranks, [cached_attention_function()], CACHED_OPSET, {"mask": TensorProto.BOOL})
+def rotary_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
+    ranks = {name: 4 if name in ("mask", "past_key", "past_value") else 3 for name in ROTARY_INPUTS}
+    node = rotary_attention_node(ROTARY_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
+    return _model_of(node, ranks, [rotary_attention_function()], CACHED_OPSET, {"mask": TensorProto.BOOL})
 
 
 def norm_model(epsilon: float = 1e-6) -> ModelProto:
@@ -54,7 +54,7 @@ def attention_inputs(batch, queries, keys, width, mask=(1, 1, 1)):
     return {"query": query, "key": key, "value": value, "mask": mask_values.astype(np.float32)}
 
 
-def cached_attention_inputs(batch, tokens, past, heads, kv_heads, size, queries=None):
+def rotary_attention_inputs(batch, tokens, past, heads, kv_heads, size, queries=None):
     """Texts of which each is padded on its left by another count, and sees no later tokens; the last `queries` of the
     tokens ask."""
     first = 0 if queries is None else tokens - queries
@@ -64,7 +64,17 @@ def cached_attention_inputs(batch, tokens, past, heads, kv_heads, size, queries=
     query = random_rows(batch, tokens, heads * size)[:, first:]
     key, value = (random_rows(batch, tokens, kv_heads * size, seed=i) for i in (2, 3))
     past_key, past_value = (random_rows(batch, kv_heads, past, size, seed=i) for i in (4, 5))
-    return dict(zip(CACHED_INPUTS, (query, key, value, seen, past_key, past_value), strict=True))
+    angles = random_rows(batch, tokens, size // 2, seed=6)
+    turns = [part(some) for some in (angles[:, first:], angles) for part in (np.cos, np.sin)]
+    inputs = (query, key, value, seen, past_key, past_value, *turns)
+    return dict(zip(ROTARY_INPUTS, inputs, strict=True))
+
+
+def turned(x, heads, cos, sin):
+    """Rows [batch, tokens, heads * size] with each head turned: Su et al., arXiv:2104.09864, by halves."""
+    first, second = np.split(x.reshape(*x.shape[:2], heads, -1), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def norm_inputs(batch, tokens, width):

@@ -19,14 +19,14 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from optimum_slim.kernels.attention import ATTENTION, CACHED_ATTENTION
+from optimum_slim.kernels.attention import ATTENTION, ROTARY_ATTENTION
 from optimum_slim.kernels.blocked import BLOCKED, BLOCKED_OPERATORS
 from optimum_slim.kernels.function import ENDINGS, MEETINGS, OPERATORS, OTHER
 from optimum_slim.kernels.library import ISA_VARIABLE, register, supported_isas
 from optimum_slim.kernels.norm import RESIDUAL_NORM, RMS_NORM
 from optimum_slim.kernels.pattern import PATTERNS
 from tests.kernels.blocks import random_blocks
-from tests.kernels.floats import LOWEST, attention_model, cached_attention_model, norm_model, rms_norm_model
+from tests.kernels.floats import LOWEST, attention_model, norm_model, rms_norm_model, rotary_attention_model
 from tests.kernels.layers import random_layer, slim_model
 
 INTS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 128, 65535, 65536, 65537, 1 << 24, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1)
@@ -192,8 +192,8 @@ def attention(rng: random.Random) -> Case:
     return Case(_without_functions(attention_model(heads)), sizes, axes)
 
 
-def cached_attention(rng: random.Random) -> Case:
-    kv_heads, shared, size = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), rng.randint(1, 40)
+def rotary_attention(rng: random.Random) -> Case:
+    kv_heads, shared, size = rng.choice((1, 2, 3)), rng.choice((1, 1, 2, 3)), 2 * rng.randint(1, 20)
     sizes = {"batch": rng.randint(1, 3), "tokens": rng.choice((1, 2, 3, 5, 40)), "past": rng.choice((0, 1, 7, 40))}
     if rng.random() < 0.05:  # enough work to be split
         sizes |= {"batch": 2, "tokens": 160}
@@ -202,13 +202,15 @@ def cached_attention(rng: random.Random) -> Case:
     sizes["queries"] = rng.choice((sizes["tokens"], sizes["tokens"], rng.randint(0, 50)))
     if not sizes["past"] + sizes["tokens"]:
         sizes["queries"] = 0  # there is nothing to see
-    sizes |= {"1": 1, "size": size, "heads": kv_heads * shared, "kv_heads": kv_heads}
+    sizes |= {"1": 1, "size": size, "half": size // 2, "heads": kv_heads * shared, "kv_heads": kv_heads}
     sizes |= {"width": kv_heads * shared * size, "kv_width": kv_heads * size, "keys": sizes["past"] + sizes["tokens"]}
     new, past = ["batch", "tokens", "kv_width"], ["batch", "kv_heads", "past", "size"]
     axes = {"query": ["batch", "queries", "width"], "key": new, "value": list(new)}
     axes["mask"] = [rng.choice((name, "1")) for name in ("batch", "heads", "queries")] + ["keys"]
     axes |= {"past_key": past, "past_value": list(past)}
-    model = cached_attention_model(kv_heads * shared, kv_heads, rng.choice((0.25, 0.0, -1.0, 3e38)))
+    for name, tokens in (("query", "queries"), ("key", "tokens")):
+        axes |= {f"{name}_{part}": ["batch", tokens, "half"] for part in ("cos", "sin")}
+    model = rotary_attention_model(kv_heads * shared, kv_heads, rng.choice((0.25, 0.0, -1.0, 3e38)))
     return Case(_without_functions(model), sizes, axes)
 
 
@@ -238,7 +240,7 @@ VALID: dict[str, Callable[[random.Random], Case]] = {
     "SlimLinear": linear,
     BLOCKED: blocked,
     ATTENTION: attention,
-    CACHED_ATTENTION: cached_attention,
+    ROTARY_ATTENTION: rotary_attention,
     RESIDUAL_NORM: norm,
     RMS_NORM: rms_norm,
 }

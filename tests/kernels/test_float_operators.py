@@ -9,12 +9,13 @@ from tests.kernels.floats import (
     LOWEST,
     attention_inputs,
     attention_model,
-    cached_attention_inputs,
-    cached_attention_model,
     norm_inputs,
     norm_model,
     rms_norm_inputs,
     rms_norm_model,
+    rotary_attention_inputs,
+    rotary_attention_model,
+    turned,
 )
 from tests.kernels.layers import session
 from tests.kernels.test_numbers import each_isa  # noqa: F401
@@ -42,56 +43,59 @@ def test_attention_is_that_of_its_function(heads, batch, queries, keys, size, ma
 
 
 # Heads, those of keys, batch, tokens, past tokens, size of a head.
-CACHED_ATTENTIONS = [
-    (1, 1, 1, 1, 0, 1),
+ROTARY_ATTENTIONS = [
+    (1, 1, 1, 1, 0, 2),
     (9, 3, 1, 128, 0, 64),
     (9, 3, 2, 1, 37, 64),
     (4, 4, 3, 5, 9, 20),
-    (6, 2, 2, 33, 100, 17),
+    (6, 2, 2, 33, 100, 18),
     (4, 1, 1, 3, 0, 128),
 ]
 
 
 @pytest.mark.usefixtures("each_isa")
-@pytest.mark.parametrize("sizes", CACHED_ATTENTIONS)
+@pytest.mark.parametrize("sizes", ROTARY_ATTENTIONS)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_cached_attention_is_that_of_its_function(sizes, threads):
+def test_rotary_attention_is_that_of_its_function(sizes, threads):
     heads, kv_heads, *rest, size = sizes
-    inputs = cached_attention_inputs(*rest, heads, kv_heads, size)
-    model = cached_attention_model(heads, kv_heads)
+    inputs = rotary_attention_inputs(*rest, heads, kv_heads, size)
+    model = rotary_attention_model(heads, kv_heads)
     ours = session(model, True, threads).run(None, inputs)
     stock = session(model, False).run(None, inputs)
     np.testing.assert_allclose(ours[0], stock[0], rtol=0, atol=3e-6)
-    for our_cache, stock_cache in zip(ours[1:], stock[1:], strict=True):
-        np.testing.assert_array_equal(our_cache, stock_cache)
+    np.testing.assert_allclose(ours[1], stock[1], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(ours[2], stock[2])
+    keys = turned(inputs["key"], kv_heads, inputs["key_cos"], inputs["key_sin"]).transpose(0, 2, 1, 3)
+    wanted = np.concatenate([inputs["past_key"], keys], 2)
+    np.testing.assert_allclose(ours[1], wanted, rtol=0, atol=1e-6)
 
 
 @pytest.mark.usefixtures("each_isa")
 @pytest.mark.parametrize("queries", [1, 2, 7, 11])
 def test_tokens_that_do_not_ask_are_kept_all_the_same(queries):
-    inputs, some = (cached_attention_inputs(2, 11, 6, 4, 2, 24, count) for count in (11, queries))
-    model = cached_attention_model(4, 2)
+    inputs, some = (rotary_attention_inputs(2, 11, 6, 4, 2, 24, count) for count in (11, queries))
+    model = rotary_attention_model(4, 2)
     whole, ours, stock = (session(model, own).run(None, x) for own, x in ((True, inputs), (True, some), (False, some)))
     np.testing.assert_allclose(ours[0], whole[0][:, -queries:], rtol=0, atol=3e-6)
     for one, ours_too, right in zip(whole[1:], ours[1:], stock[1:], strict=True):
         np.testing.assert_array_equal(ours_too, one)
-        np.testing.assert_array_equal(ours_too, right)
+        np.testing.assert_allclose(ours_too, right, rtol=0, atol=1e-6)
     np.testing.assert_allclose(ours[0], stock[0], rtol=0, atol=3e-6)
 
 
 @pytest.mark.usefixtures("each_isa")
 def test_a_token_has_the_same_answer_whatever_is_hidden_from_it():
-    inputs = cached_attention_inputs(2, 11, 6, 4, 2, 24)
+    inputs = rotary_attention_inputs(2, 11, 6, 4, 2, 24)
     inputs["mask"][1, :, 3, 5:8] = False  # within what is seen
-    before = session(cached_attention_model(4, 2)).run(None, inputs)[0]
+    before = session(rotary_attention_model(4, 2)).run(None, inputs)[0]
     inputs["past_key"][1, :, 0] = inputs["past_value"][1, :, 0] = 50
-    np.testing.assert_array_equal(session(cached_attention_model(4, 2)).run(None, inputs)[0][1], before[1])
+    np.testing.assert_array_equal(session(rotary_attention_model(4, 2)).run(None, inputs)[0][1], before[1])
 
 
 def test_a_token_that_sees_nothing_gets_the_mean():
-    inputs = cached_attention_inputs(1, 9, 0, 2, 2, 16)
+    inputs = rotary_attention_inputs(1, 9, 0, 2, 2, 16)
     inputs["mask"][:, :, 4] = False
-    found = session(cached_attention_model(2, 2)).run(None, inputs)[0]
+    found = session(rotary_attention_model(2, 2)).run(None, inputs)[0]
     np.testing.assert_allclose(found[0, 4], inputs["value"][0].mean(0), rtol=0, atol=1e-6)
 
 
@@ -153,10 +157,13 @@ def test_attention_that_does_not_fit_is_an_error(shapes, told):
         session(attention_model(2)).run(None, {name: np.zeros(size, np.float32) for name, size in sizes.items()})
 
 
-BAD_CACHED = {
+BAD_ROTARY = {
     "other batch": ({"key": (2, 4, 8), "value": (2, 4, 8)}, "query and key differ in batch"),
     "mask of other tokens": ({"key": (1, 3, 8), "value": (1, 3, 8)}, "the last size of input mask is 6, expected 5"),
     "width no multiple of heads": ({"query": (1, 4, 18)}, "a multiple of q_num_heads"),
+    "heads of odd size": ({"query": (1, 4, 12)}, "by an even number"),
+    "angles of other tokens": ({"key_sin": (1, 3, 2)}, "input key_sin has another shape"),
+    "angles of whole heads": ({"query_cos": (1, 4, 4)}, "input query_cos has another shape"),
     "other width of keys": ({"key": (1, 4, 6), "value": (1, 4, 6)}, "the width of input key is 6, expected 8"),
     "keys and values that differ": ({"value": (1, 4, 6)}, "key and value have different shapes"),
     "other past": ({"past_value": (1, 2, 3, 4)}, "past_key and past_value have different shapes"),
@@ -165,13 +172,15 @@ BAD_CACHED = {
 }
 
 
-@pytest.mark.parametrize(("shapes", "told"), BAD_CACHED.values(), ids=BAD_CACHED)
-def test_cached_attention_that_does_not_fit_is_an_error(shapes, told):
+@pytest.mark.parametrize(("shapes", "told"), BAD_ROTARY.values(), ids=BAD_ROTARY)
+def test_rotary_attention_that_does_not_fit_is_an_error(shapes, told):
     sizes = {"query": (1, 4, 16), "key": (1, 4, 8), "value": (1, 4, 8), "mask": (1, 1, 4, 6)}
     sizes |= {"past_key": (1, 2, 2, 4), "past_value": (1, 2, 2, 4)} | shapes
+    angles = {f"{name}_{part}": (*sizes[name][:2], 2) for name in ("query", "key") for part in ("cos", "sin")}
+    sizes = angles | sizes
     inputs = {name: np.zeros(size, bool if name == "mask" else np.float32) for name, size in sizes.items()}
     with pytest.raises(Exception, match=told):
-        session(cached_attention_model(4, 2)).run(None, inputs)
+        session(rotary_attention_model(4, 2)).run(None, inputs)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +188,7 @@ def test_cached_attention_that_does_not_fit_is_an_error(shapes, told):
 )
 def test_heads_that_cannot_be_shared_are_an_error(heads, kv_heads, told):
     with pytest.raises(Exception, match=told):
-        session(cached_attention_model(heads, kv_heads))
+        session(rotary_attention_model(heads, kv_heads))
 
 
 @pytest.mark.parametrize("heads", [0, -1, 1 << 40])
