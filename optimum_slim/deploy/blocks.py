@@ -16,18 +16,17 @@ from optimum_slim.deploy.graph import (
     drop_unused,
     float_embeddings,
     initializer,
+    inlined,
     opset_of,
     replace_node,
     stored_array,
 )
 from optimum_slim.deploy.integers import OnGrid, grouped_integers, rows_of
 from optimum_slim.deploy.linears import linears_in
-from optimum_slim.deploy.meetings import part_meetings
 from optimum_slim.deploy.names import told_of
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.blocked import (
-    BLOCKED,
     BLOCKED_OPERATORS,
     ROUNDED,
     SIZES,
@@ -39,6 +38,7 @@ from optimum_slim.kernels.blocked import (
     packed,
     stock_node,
 )
+from optimum_slim.kernels.joined import BLOCKED_JOINED, parted
 
 # 4: activations are rounded to 8 bits, a scale for each row and block. 1: they stay floats.
 AccuracyLevel = Literal[1, 4]
@@ -187,15 +187,25 @@ def set_level(graph: onnx.ModelProto, level: int) -> None:
         level: an `AccuracyLevel`.
     """
     ours = False
-    part_meetings(graph)
-    for node in [one for one in graph.graph.node if one.op_type in (STOCK, BLOCKED)]:
+    _write_as_stock(graph)
+    for node in [one for one in graph.graph.node if one.op_type == STOCK]:
         sizes = {name: attribute_of(node, name, 0) for name in SIZES}
         if level == ROUNDED and is_blocked(len(node.input), **sizes):
             made, ours = blocked_node(node.input, node.output[0], node.name, **sizes), True
         else:
             made = stock_node(node.input, node.output[0], node.name, accuracy_level=level, **sizes)
         replace_node(graph, node, made)
-    for function in [one for one in graph.functions if one.name in BLOCKED_OPERATORS]:
-        graph.functions.remove(function)
     if ours:
         add_functions(graph, [blocked_function(opset=opset_of(graph))])
+
+
+def _write_as_stock(graph: onnx.ModelProto) -> None:
+    """Writes the functions of our products with weights in blocks where these stand, in place."""
+    functions = {one.name: one for one in graph.functions if one.name in (*BLOCKED_OPERATORS, *BLOCKED_JOINED)}
+    for node in [one for one in graph.graph.node if one.op_type in functions]:
+        nodes, names = inlined(node, functions[node.op_type]), [one.name for one in parted(node)]
+        for one, name in zip((one for one in nodes if one.op_type == STOCK), names, strict=True):
+            one.name = name
+        replace_node(graph, node, *nodes)
+    for function in functions.values():
+        graph.functions.remove(function)

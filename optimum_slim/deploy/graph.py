@@ -236,6 +236,29 @@ def add_functions(graph: onnx.ModelProto, functions: Sequence[onnx.FunctionProto
     graph.ir_version = max(graph.ir_version, 8)  # the first with functions
 
 
+def inlined(node: onnx.NodeProto, function: onnx.FunctionProto) -> list[onnx.NodeProto]:
+    """The nodes of a function in place of one that calls it. Values between have its name in theirs."""
+    given = [*node.input, *[""] * (len(function.input) - len(node.input))]
+    names = {"": "", **dict(zip(function.input, given, strict=True)), **dict(zip(function.output, node.output))}
+    attributes = {one.name: one for one in node.attribute}
+    nodes = list[onnx.NodeProto]()
+    for one in function.node:
+        made = onnx.NodeProto()
+        made.CopyFrom(one)
+        del made.attribute[:]
+        for attribute in one.attribute:
+            told = attributes.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+            if told is not None:
+                made.attribute.append(told)
+                made.attribute[-1].name = attribute.name
+        for values in (made.input, made.output):
+            values[:] = [names.get(name, f"{node.name}/{name}") for name in values]
+        while made.input and not made.input[-1]:
+            made.input.pop()
+        nodes.append(made)
+    return nodes
+
+
 def replace_input(graph: onnx.ModelProto, old: str, new: str) -> None:
     for node in graph.graph.node:
         for at, name in enumerate(node.input):

@@ -54,7 +54,7 @@ def linears_in(graph: onnx.ModelProto) -> Iterator[Linear]:
 def _linear(
     wiring: Wiring, product: onnx.NodeProto, transposed: bool, bias: str | None, nodes: tuple[onnx.NodeProto, ...]
 ) -> Linear:
-    activation, more = _activation_of(wiring, nodes[-1].output[0])
+    activation, more = activation_of(wiring, nodes[-1].output[0])
     nodes = (*nodes, *more)
     x, weight = product.input[:2]
     return Linear(product.name, x, weight, transposed, bias, activation, nodes[-1].output[0], nodes)
@@ -70,7 +70,7 @@ def _added_bias(wiring: Wiring, product: onnx.NodeProto) -> tuple[str | None, tu
     return None, (product,)
 
 
-def _activation_of(wiring: Wiring, value: str) -> tuple[str, tuple[onnx.NodeProto, ...]]:
+def activation_of(wiring: Wiring, value: str) -> tuple[str, tuple[onnx.NodeProto, ...]]:
     """The activation that all readers of a value compute together, recognized by what comes out for `SAMPLES`; the
     exporter writes one in many ways. Its last node comes last."""
     made, nodes = {value}, list[onnx.NodeProto]()

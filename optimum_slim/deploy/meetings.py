@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import onnx
-from onnx import helper
 
 from optimum_slim.deploy.glue import observed
 from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
 from optimum_slim.deploy.wiring import Wiring
-from optimum_slim.kernels.blocked import BLOCKED, BLOCKED_OPERATORS, OTHER_AT, blocked_function
+from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, OTHER_AT, blocked_function
 from optimum_slim.kernels.function import DOMAIN, OPERATORS, slim_functions
 
 ENDING_OF = {"Add": "Add", "Sum": "Add", "Mul": "Mul"}  # by the operator that it stands for
@@ -37,17 +36,6 @@ def fuse_meetings(graph: onnx.ModelProto) -> int:
     add_functions(graph, [blocked_function(name, opset_of(graph)) for name in sorted(blocked)])
     add_functions(graph, slim_functions(set(fused) - blocked, opset_of(graph)))
     return len(fused)
-
-
-def part_meetings(graph: onnx.ModelProto) -> None:
-    """Undoes it where weights stand in blocks, in place."""
-    for node in [one for one in graph.graph.node if one.op_type in BLOCKED_OPERATORS and one.op_type != BLOCKED]:
-        met, linear, y = node.input[OTHER_AT], f"{node.output[0]}.linear", node.output[0]
-        meeting = helper.make_node(node.op_type.removeprefix(BLOCKED), [linear, met], [y])
-        node.op_type = BLOCKED
-        node.output[0] = linear
-        del node.input[OTHER_AT]
-        replace_node(graph, node, node, meeting)
 
 
 def _linears_and_readers(graph: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.NodeProto]]:

@@ -17,6 +17,7 @@ from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.names import module_path
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
+from optimum_slim.kernels.joined import BLOCKED_JOINED, parted
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.checkpoint import empty_model, load_config
 from optimum_slim.model.shape import shape_of
@@ -128,7 +129,8 @@ def weights_in(path: Path, model: PreTrainedModel) -> Iterator[Weight]:
 
     def modules(value: str) -> Iterator[tuple[str, onnx.NodeProto]]:
         for node in readers.get(value, []):
-            name = _module(node, known, model.base_model_prefix)
+            linear = next((one for one in parted(node) if value in one.input[1:]), node)
+            name = _module(linear, known, model.base_model_prefix)
             if name is not None:
                 yield name, node
             elif node.op_type in _PASSED:
@@ -173,7 +175,7 @@ def _stored(tensor: TensorProto, nodes: list[onnx.NodeProto]) -> str:
             return "int8" if pattern == "dense" else f"int8 {pattern}"
         if node.op_type == "DequantizeLinear":
             return "int8 static"
-        if node.op_type in (STOCK, *BLOCKED_OPERATORS):
+        if node.op_type in (STOCK, *BLOCKED_OPERATORS, *BLOCKED_JOINED):
             return f"{attribute_of(node, 'bits', None)}-bit blocks"
     kind = TensorProto.DataType.Name(tensor.data_type)
     return _STORED.get(kind, kind.lower())

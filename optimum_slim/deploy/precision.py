@@ -25,6 +25,7 @@ from optimum_slim.deploy.graph import (
     tied_heads,
 )
 from optimum_slim.deploy.integers import OnGrid, exact_weights
+from optimum_slim.deploy.joined import join_linears
 from optimum_slim.deploy.logits import Logits, last_logits
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.meetings import fuse_meetings
@@ -145,6 +146,7 @@ def in_blocks(
     set_level(graph, accuracy_level)
     own_cached_attention(graph)
     fuse_rms_norms(graph)
+    join_linears(graph)
     fuse_meetings(graph)
     save_onnx(graph, target)
 
@@ -172,6 +174,7 @@ def int8_rows(
     tables = _left(graph, high)[1]
     lower(graph, patterns or {}, group_size, grids, high)
     quantize_embeddings(graph, {}, tables)
+    join_linears(graph)
     fuse_meetings(graph)
     save_onnx(graph, target)
 

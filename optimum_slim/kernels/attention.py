@@ -1,4 +1,4 @@
-"""The nodes of SlimAttention and SlimRotaryAttention, and their model-local functions of stock operators."""
+"""The nodes of SlimAttention, SlimRotaryAttention and SlimPackedAttention, and their model-local functions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ ATTENTION = "SlimAttention"
 INPUTS = ["query", "key", "value", "mask"]
 
 ROTARY_ATTENTION = "SlimRotaryAttention"
+PACKED_ATTENTION = "SlimPackedAttention"
 CACHED_INPUTS = [*INPUTS, "past_key", "past_value"]  # of ONNX's Attention
 ANGLES = ["query_cos", "query_sin", "key_cos", "key_sin"]
 ROTARY_INPUTS = [*CACHED_INPUTS, *ANGLES]
+PACKED_INPUTS = ["packed", *CACHED_INPUTS[3:], "cos", "sin"]
 CACHED_OUTPUTS = ["y", "present_key", "present_value"]
 CACHED_ATTRIBUTES = {
     "q_num_heads": AttributeProto.INT,
@@ -68,4 +70,28 @@ def rotary_attention_function() -> FunctionProto:
     imports = [helper.make_opsetid("", CACHED_OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(
         DOMAIN, ROTARY_ATTENTION, ROTARY_INPUTS, CACHED_OUTPUTS, nodes, imports, list(CACHED_ATTRIBUTES)
+    )
+
+
+def packed_attention_node(
+    inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
+) -> NodeProto:
+    """Likewise of `PACKED_INPUTS`: queries, keys and values are beside each other in the first."""
+    return helper.make_node(PACKED_ATTENTION, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
+
+
+def packed_attention_function() -> FunctionProto:
+    """Its function, for a model that has SlimRotaryAttention's: the values between are cut by the sizes of the past."""
+    body = Body()
+    size = body.add("Shape", "past_key", start=3, end=4)
+    heads, kv_heads = (body.add("Mul", body.attribute(name), size) for name in ("q_num_heads", "kv_num_heads"))
+    widths = body.add("Concat", heads, kv_heads, kv_heads, axis=0)
+    parts = INPUTS[:3]
+    body.nodes.append(helper.make_node("Split", ["packed", widths], parts, axis=-1))
+    angles = ["cos", "sin", "cos", "sin"]
+    body.nodes.append(rotary_attention_node([*CACHED_INPUTS, *angles], CACHED_OUTPUTS))
+    refer(body.nodes[-1], CACHED_ATTRIBUTES)
+    imports = [helper.make_opsetid("", CACHED_OPSET), helper.make_opsetid(DOMAIN, VERSION)]
+    return helper.make_function(
+        DOMAIN, PACKED_ATTENTION, PACKED_INPUTS, CACHED_OUTPUTS, body.nodes, imports, list(CACHED_ATTRIBUTES)
     )

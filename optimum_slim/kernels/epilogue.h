@@ -38,11 +38,16 @@ inline Float<kLanes> ended(Float<kLanes> linear, const float* other) {
     return activate<kLanes, kEnding>(linear);
 }
 
+// The first output of y that a panel is for.
+inline int64_t first_output(const Epilogue& epilogue, int64_t panel) {
+  return (epilogue.gated ? panel / 2 : panel) * kPanel;
+}
+
 // Brings near what a panel of some rows will meet: rows lie too far apart for a CPU to guess.
 inline void fetch_other(const Epilogue& epilogue, int64_t first, int64_t last, int64_t panel) {
   if (!epilogue.other) return;
   for (int64_t row = first; row < last; ++row)
-    __builtin_prefetch(epilogue.other + row * epilogue.outputs + panel * kPanel, 0, 2);
+    __builtin_prefetch(epilogue.other + row * epilogue.outputs + first_output(epilogue, panel), 0, 2);
 }
 
 // `row_scales` is null where the sums are scaled already: then they are floats.
@@ -51,7 +56,8 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
                         int64_t panel, float* y) {
   const float* scale = &epilogue.scale[panel * epilogue.groups * kPanel];
   const float* bias = &epilogue.bias[panel * kPanel];
-  const int64_t count = std::min<int64_t>(kPanel, epilogue.outputs - panel * kPanel);
+  const int64_t first = first_output(epilogue, panel);
+  const int64_t count = std::min<int64_t>(kPanel, epilogue.outputs - first);
   for (int64_t row = 0; row < rows; ++row) {
     Float<kLanes> values[kPanel / kLanes];
     for (int i = 0; i < kPanel / kLanes; ++i) {
@@ -71,7 +77,7 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
         std::memcpy(outputs + i * kLanes, &output, sizeof output);
       }
     };
-    float* to = y + row * epilogue.outputs + panel * kPanel;
+    float* to = y + row * epilogue.outputs + first;
     const float* other = meets_other(kEnding) ? epilogue.other + (to - epilogue.y) : to;
     if (count == kPanel) {
       finish(other, to);
@@ -89,7 +95,7 @@ inline void finish_rows(const void* sums, const float* row_scales, int64_t rows,
 template <int kLanes>
 __attribute__((noinline)) void store_panel(const void* sums, const float* row_scales, int64_t rows,
                                            const Epilogue& epilogue, int64_t panel, float* y) {
-  switch (epilogue.ending) {
+  switch (epilogue.gated && panel % 2 ? Ending::kMul : epilogue.ending) {
     case Ending::kNone:
       return finish_rows<kLanes, Ending::kNone>(sums, row_scales, rows, epilogue, panel, y);
     case Ending::kRelu:

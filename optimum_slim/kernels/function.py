@@ -19,11 +19,11 @@ from optimum_slim.kernels.pattern import KINDS, pattern_named
 
 DOMAIN = "ai.optimum.slim"
 VERSION = 1
+ACTIVATIONS = ("Relu", "Gelu", "GeluTanh", "Silu")
 MEETINGS = ("Add", "Mul")  # of the outputs with another tensor of their shape
-ENDINGS = ("", "Relu", "Gelu", "GeluTanh", "Silu", *MEETINGS)
-OPERATORS: tuple[str, ...] = tuple(
-    f"SlimLinear{kind}{grouped}{ending}" for kind in KINDS for grouped in ("", "Grouped") for ending in ENDINGS
-)
+ENDINGS = ("", *ACTIVATIONS, *MEETINGS)
+PLAIN = tuple(f"SlimLinear{kind}{grouped}" for kind in KINDS for grouped in ("", "Grouped"))
+OPERATORS: tuple[str, ...] = tuple(f"{plain}{ending}" for plain in PLAIN for ending in ENDINGS)
 
 INPUTS = ["x", "gaps", "values", "scale", "bias"]
 OTHER = "other"  # the input that a meeting has behind them
@@ -98,7 +98,7 @@ def _function(op_type: str, opset: int, over_edge: bool) -> FunctionProto:
     body = Body()
     if ending:
         body.call(plain, attributes)
-        _ENDING_BODIES[ending](body)
+        ENDING_BODIES[ending](body, "y")
     else:
         kind = plain.removeprefix("SlimLinear").removesuffix("Grouped")
         (_grouped_body if grouped else _plain_body)(body, partial(_WEIGHTS[kind], over_edge=over_edge))
@@ -244,33 +244,34 @@ def _grouped_body(body: Body, weight_of: Callable[..., str]) -> None:
     body.add("Add", body.add("MatMul", x, weight), "bias", output="y")
 
 
-def _relu(body: Body) -> None:
-    body.add("Relu", "linear", output="y")
+def _relu(body: Body, y: str) -> None:
+    body.add("Relu", "linear", output=y)
 
 
-def _gelu(body: Body) -> None:
+def _gelu(body: Body, y: str) -> None:
     error = body.add("Erf", body.add("Div", "linear", body.constant(np.sqrt(2), np.float32)))
     weighted = body.add("Mul", "linear", body.add("Add", error, body.constant(1.0, np.float32)))
-    body.add("Mul", weighted, body.constant(0.5, np.float32), output="y")
+    body.add("Mul", weighted, body.constant(0.5, np.float32), output=y)
 
 
-def _gelu_tanh(body: Body) -> None:
+def _gelu_tanh(body: Body, y: str) -> None:
     cube = body.add("Mul", body.add("Mul", "linear", "linear"), "linear")
     inner = body.add("Add", "linear", body.add("Mul", cube, body.constant(0.044715, np.float32)))
     tanh = body.add("Tanh", body.add("Mul", inner, body.constant(np.sqrt(2 / np.pi), np.float32)))
     weighted = body.add("Mul", "linear", body.add("Add", tanh, body.constant(1.0, np.float32)))
-    body.add("Mul", weighted, body.constant(0.5, np.float32), output="y")
+    body.add("Mul", weighted, body.constant(0.5, np.float32), output=y)
 
 
-def _silu(body: Body) -> None:
-    body.add("Mul", "linear", body.add("Sigmoid", "linear"), output="y")
+def _silu(body: Body, y: str) -> None:
+    body.add("Mul", "linear", body.add("Sigmoid", "linear"), output=y)
 
 
-def _met(meeting: str, body: Body) -> None:
-    body.add(meeting, "linear", OTHER, output="y")
+def _met(meeting: str, body: Body, y: str) -> None:
+    body.add(meeting, "linear", OTHER, output=y)
 
 
-_ENDING_BODIES: dict[str, Callable[[Body], None]] = {
+# Each writes from the value "linear" to a value of another name.
+ENDING_BODIES: dict[str, Callable[[Body, str], None]] = {
     "Relu": _relu,
     "Gelu": _gelu,
     "GeluTanh": _gelu_tanh,

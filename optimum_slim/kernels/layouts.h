@@ -29,9 +29,10 @@ struct OutputScales {
 
 // How one call does it: y = ending((sum * row's scale) * scale + bias).
 struct Epilogue {
-  int64_t outputs;
+  int64_t outputs;  // of y
   int64_t groups;
   Ending ending;
+  bool gated;  // every other panel meets what the panel before it left in y
   const float* scale;
   const float* bias;
   const float* y;      // where the outputs start, and..

@@ -13,7 +13,7 @@ OutputScales pack_scales(const Layer& layer) {
   for (int64_t n = 0; n < layer.outputs; ++n)
     for (int64_t g = 0; g < layer.groups; ++g)
       packed.scale[(n / kPanel * layer.groups + g) * kPanel + n % kPanel] = layer.scale[n * layer.groups + g];
-  if (layer.bias) std::copy(layer.bias, layer.bias + layer.outputs, packed.bias.begin());
+  std::copy(layer.bias.begin(), layer.bias.end(), packed.bias.begin());
   return packed;
 }
 

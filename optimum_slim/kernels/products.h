@@ -20,9 +20,9 @@ struct Sight {
   bool solid;
 };
 
-// One call of SlimAttention or SlimRotaryAttention. Rows of query and output are [heads][size]; those of key and value
-// lie as their strides say, and several heads of queries may share one of theirs. A stride of 0 repeats the mask, which
-// is added to the scores, or tells which keys are seen.
+// One call of SlimAttention, SlimRotaryAttention or SlimPackedAttention. Rows of query and output are [heads][size]; those
+// of key and value lie as their strides say, and several heads of queries may share one of theirs. A stride of 0 repeats
+// the mask, which is added to the scores, or tells which keys are seen.
 struct Attention {
   int64_t batch, queries, keys, heads, kv_heads, size;
   float scale;  // of the scores

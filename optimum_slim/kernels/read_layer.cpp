@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <utility>
 
 namespace slim {
 namespace {
@@ -14,6 +15,9 @@ constexpr int64_t kMostOutputs = int64_t{1} << 24;
 // Gaps: a byte between blocks, half a byte between single weights.
 constexpr int kLongestOfBlocks = 255;
 constexpr int kLongestOfSingles = 15;
+
+// Of layers in one node.
+constexpr int64_t kOutputsTogether = 16;
 
 // Inputs that share a scale, where weights stand in blocks.
 constexpr int64_t kSmallestBlock = 16;
@@ -47,23 +51,76 @@ const PatternRow& pattern_of(const Node& node, Kind kind) {
   fail("attribute pattern", "'" + text + "'", "one of " + names);
 }
 
+// The initializers of one of a node's layers. Where it has several, their names end in its number.
+class Part {
+ public:
+  Part(const Node& node, size_t first, const std::string& number) : node_(node), first_(first), number_(number) {}
+
+  std::string called(const char* name) const { return name + number_; }
+
+  int64_t first_dimension(size_t index, const char* name) const {
+    return node_.first_dimension(first_ + index, called(name).c_str());
+  }
+  const uint8_t* bytes(size_t index, const char* name, const Shape& shape) const {
+    return node_.bytes(first_ + index, called(name).c_str(), shape);
+  }
+  std::vector<float> floats(size_t index, const char* name, const Shape& shape, const Shape& or_shape = {}) const {
+    const float* data = node_.floats(first_ + index, called(name).c_str(), shape, or_shape);
+    int64_t count = 1;
+    for (int64_t size : shape) count *= size;
+    return {data, data + count};
+  }
+
+ private:
+  const Node& node_;
+  size_t first_;
+  std::string number_;
+};
+
+int64_t outputs_of_part(const Node& node, Join join, int part) {
+  if (join == Join::kNone) return node.integer("N", 1, kMostOutputs);
+  const std::string name = "N" + std::to_string(part);
+  const int64_t outputs = node.integer(name.c_str(), kOutputsTogether, kMostOutputs);
+  if (outputs % kOutputsTogether)
+    fail("attribute " + name, std::to_string(outputs), "a multiple of " + std::to_string(kOutputsTogether));
+  return outputs;
+}
+
+// Needs all parts. The node's N tells how many outputs it has.
+Layer whole_of(const Node& node, std::vector<Layer> parts, Ending ending, Join join) {
+  int64_t outputs = 0, most = 0;
+  for (const Layer& part : parts) outputs += part.outputs, most = std::max(most, part.outputs);
+  if (join == Join::kGated) {
+    if (parts[0].outputs != parts[1].outputs)
+      fail("attribute N1", std::to_string(parts[1].outputs), std::to_string(parts[0].outputs) + ", as N0");
+    outputs = parts[0].outputs;
+  }
+  node.integer("N", outputs, outputs);
+  Layer layer = join == Join::kNone     ? std::move(parts[0])
+                : join == Join::kBeside ? joined(parts, most)
+                                        : joined(parts, kOutputsTogether);
+  layer.ending = ending;
+  layer.gated = join == Join::kGated;
+  return layer;
+}
+
 int8_t weight_of(uint8_t stored) { return static_cast<int8_t>(stored - 128); }
 
-void check_two_of_four(const Layer& layer) {
+void check_two_of_four(const Part& part, const Layer& layer) {
   for (int64_t row = 0; row < layer.outputs; ++row)
     for (int64_t first = 0; first < layer.inputs; first += 4) {
       const int64_t size = std::min<int64_t>(4, layer.inputs - first);
       int kept = 0;
       for (int64_t i = 0; i < size; ++i) kept += layer.kept(row * layer.inputs + first + i);
       if (kept > 2)
-        fail("input values",
+        fail("input " + part.called("values"),
              "not 0 in " + std::to_string(kept) + " weights of output " + std::to_string(row) + " from input " +
                  std::to_string(first),
              "at most 2 of 4, for the pattern is 2:4");
     }
 }
 
-void check_values_over_the_edge(const Layer& layer) {
+void check_values_over_the_edge(const Part& part, const Layer& layer) {
   for_each_kept_block(layer, [&](int64_t row, int64_t column, const int8_t* values) {
     const int64_t outputs = std::min<int64_t>(layer.block_outputs, layer.outputs - row * layer.block_outputs);
     const int64_t inputs = std::min<int64_t>(layer.block_inputs, layer.inputs - column * layer.block_inputs);
@@ -71,7 +128,7 @@ void check_values_over_the_edge(const Layer& layer) {
     for (int o = 0; o < layer.block_outputs; ++o)
       for (int i = 0; i < layer.block_inputs; ++i)
         if ((o >= outputs || i >= inputs) && values[o * layer.block_inputs + i])
-          fail("input values", "not 0 in block row " + std::to_string(row) + ", column " + std::to_string(column),
+          fail("input " + part.called("values"), "not 0 in block row " + std::to_string(row) + ", column " + std::to_string(column),
                "0 beyond the last output and input");
   });
 }
@@ -79,18 +136,19 @@ void check_values_over_the_edge(const Layer& layer) {
 // Calls visit(i, place) for each kept block. Every gap is at least 1, but the first; the last block is at most `longest`
 // away from the end, so that a small file cannot ask for a large layer.
 template <class Gap, class Visit>
-void for_each_place(int64_t kept, int64_t blocks, int longest, Gap&& gap, Visit&& visit) {
+void for_each_place(const Part& part, int64_t kept, int64_t blocks, int longest, Gap&& gap, Visit&& visit) {
+  const std::string input = "input " + part.called("gaps");
   int64_t place = 0;
   for (int64_t i = 0; i < kept; ++i) {
     const int step = gap(i);
-    if (step == 0 && i > 0) fail("input gaps", "0 behind place " + std::to_string(place), "1 or more");
+    if (step == 0 && i > 0) fail(input, "0 behind place " + std::to_string(place), "1 or more");
     place += step;
     if (place >= blocks)
-      fail("input gaps", "beyond the end: place " + std::to_string(place), "below " + std::to_string(blocks));
+      fail(input, "beyond the end: place " + std::to_string(place), "below " + std::to_string(blocks));
     visit(i, place);
   }
   if (blocks - place > longest)
-    fail("input gaps", "over at place " + std::to_string(place) + " of " + std::to_string(blocks),
+    fail(input, "over at place " + std::to_string(place) + " of " + std::to_string(blocks),
          "to end at most " + std::to_string(longest) + " before the last");
 }
 
@@ -109,60 +167,62 @@ void cut(Layer& layer, Next&& next) {
       layer.values[((n / 4 * columns + k / 4) * 4 + n % 4) * 4 + k % 4] = next();
 }
 
-void read_dense(const Node& node, Layer& layer) {
-  node.bytes(1, "gaps", {0});
-  const uint8_t* values = node.bytes(2, "values", {layer.outputs, layer.inputs});
+void read_dense(const Part& part, Layer& layer) {
+  part.bytes(0, "gaps", {0});
+  const uint8_t* values = part.bytes(1, "values", {layer.outputs, layer.inputs});
   cut(layer, [&] { return weight_of(*values++); });
 }
 
-void read_blocks(const Node& node, Layer& layer) {
-  const int64_t blocks = layer.block_rows() * layer.block_columns(), kept = node.first_dimension(2, "values");
-  const uint8_t* gaps = node.bytes(1, "gaps", {kept});
-  const uint8_t* values = node.bytes(2, "values", {kept, layer.block_outputs, layer.block_inputs});
+void read_blocks(const Part& part, Layer& layer) {
+  const int64_t blocks = layer.block_rows() * layer.block_columns(), kept = part.first_dimension(1, "values");
+  const uint8_t* gaps = part.bytes(0, "gaps", {kept});
+  const uint8_t* values = part.bytes(1, "values", {kept, layer.block_outputs, layer.block_inputs});
   const auto gap = [&](int64_t i) { return gaps[i]; };
-  for_each_place(kept, blocks, kLongestOfBlocks, gap, [](int64_t, int64_t) {});
+  for_each_place(part, kept, blocks, kLongestOfBlocks, gap, [](int64_t, int64_t) {});
   layer.mask.assign((blocks + 7) / 8, 0);
-  for_each_place(kept, blocks, kLongestOfBlocks, gap, [&](int64_t, int64_t place) { layer.keep(place); });
+  for_each_place(part, kept, blocks, kLongestOfBlocks, gap, [&](int64_t, int64_t place) { layer.keep(place); });
   layer.values.resize(kept * layer.block_outputs * layer.block_inputs);
   std::transform(values, values + layer.values.size(), layer.values.begin(), weight_of);
-  check_values_over_the_edge(layer);
+  check_values_over_the_edge(part, layer);
 }
 
 // Stored input by input, wanted output by output. Fillers go.
-void read_singles(const Node& node, Layer& layer) {
+void read_singles(const Part& part, Layer& layer) {
   const int64_t outputs = layer.outputs, inputs = layer.inputs, blocks = outputs * inputs;
-  const int64_t kept = node.first_dimension(2, "values");
-  const uint8_t* gaps = node.bytes(1, "gaps", {(kept + 1) / 2});
-  const uint8_t* values = node.bytes(2, "values", {kept});
-  if (kept % 2 && gaps[kept / 2] >> 4) fail("the last half byte of input gaps", "not 0", "0, for it is unused");
+  const int64_t kept = part.first_dimension(1, "values");
+  const uint8_t* gaps = part.bytes(0, "gaps", {(kept + 1) / 2});
+  const uint8_t* values = part.bytes(1, "values", {kept});
+  if (kept % 2 && gaps[kept / 2] >> 4)
+    fail("the last half byte of input " + part.called("gaps"), "not 0", "0, for it is unused");
   const auto gap = [&](int64_t i) { return half_of(gaps, i); };
   std::vector<int64_t> next(outputs + 1, 0);  // where the next value of an output goes
-  for_each_place(kept, blocks, kLongestOfSingles, gap, [&](int64_t i, int64_t place) {
+  for_each_place(part, kept, blocks, kLongestOfSingles, gap, [&](int64_t i, int64_t place) {
     if (weight_of(values[i])) ++next[place % outputs + 1];
   });
   for (int64_t o = 0; o < outputs; ++o) next[o + 1] += next[o];
   layer.mask.assign((blocks + 7) / 8, 0);
   layer.values.resize(next[outputs]);
-  for_each_place(kept, blocks, kLongestOfSingles, gap, [&](int64_t i, int64_t place) {
+  for_each_place(part, kept, blocks, kLongestOfSingles, gap, [&](int64_t i, int64_t place) {
     const int8_t weight = weight_of(values[i]);
     if (!weight) return;
     layer.keep(place % outputs * inputs + place / outputs);
     layer.values[next[place % outputs]++] = weight;
   });
-  if (layer.pattern == Pattern::kTwoOfFour) check_two_of_four(layer);
+  if (layer.pattern == Pattern::kTwoOfFour) check_two_of_four(part, layer);
 }
 
 }  // namespace
 
-Layer read_layer(const Node& node, Kind kind, bool grouped, Ending ending) {
-  if (node.input_count() != (meets_other(ending) ? 6 : 5))
+Layer read_layer(const Node& node, const Form& form) {
+  const auto [kind, grouped, ending, join] = form;
+  const size_t wanted = 1 + 4 * parts_of(join) + meets_other(ending);
+  if (node.input_count() != wanted)
     fail("the number of inputs", std::to_string(node.input_count()),
-         meets_other(ending) ? "6: x, gaps, values, scale, bias, other" : "5: x, gaps, values, scale, bias");
+         std::to_string(wanted) + ": x, gaps, values, scale, bias" +
+             (join != Join::kNone ? " of each layer" : meets_other(ending) ? ", other" : ""));
 
   Layer layer;
-  layer.ending = ending;
   layer.inputs = node.integer("K", 1, kMostInputs);
-  layer.outputs = node.integer("N", 1, kMostOutputs);
   const PatternRow& pattern = pattern_of(node, kind);
   layer.pattern = pattern.pattern;
   layer.block_inputs = node.integer("inputs", pattern.inputs, pattern.inputs);
@@ -176,33 +236,39 @@ Layer read_layer(const Node& node, Kind kind, bool grouped, Ending ending) {
     layer.groups = layer.inputs / size;
   }
 
-  layer.scale = node.floats(3, "scale", {layer.outputs, layer.groups});
-  layer.bias = node.floats(4, "bias", {layer.outputs});
-  switch (kind) {
-    case Kind::kDense:
-      read_dense(node, layer);
-      break;
-    case Kind::kBlocks:
-      read_blocks(node, layer);
-      break;
-    case Kind::kSingles:
-      read_singles(node, layer);
-      break;
+  std::vector<Layer> parts(parts_of(join), layer);
+  for (int i = 0; i < parts_of(join); ++i) {
+    const Part part(node, 1 + 4 * i, join == Join::kNone ? "" : std::to_string(i));
+    Layer& one = parts[i];
+    one.outputs = outputs_of_part(node, join, i);
+    one.scale = part.floats(2, "scale", {one.outputs, one.groups});
+    one.bias = part.floats(3, "bias", {one.outputs});
+    switch (kind) {
+      case Kind::kDense:
+        read_dense(part, one);
+        break;
+      case Kind::kBlocks:
+        read_blocks(part, one);
+        break;
+      case Kind::kSingles:
+        read_singles(part, one);
+        break;
+    }
   }
-  return layer;
+  return whole_of(node, std::move(parts), ending, join);
 }
 
-Layer read_blocked_layer(const Node& node, Ending ending) {
-  const size_t count = node.input_count(), least = meets_other(ending) ? 4 : 3;
-  if (count != least && count != least + 1)
+Layer read_blocked_layer(const Node& node, Ending ending, Join join) {
+  const size_t count = node.input_count(), layers = parts_of(join), least = 1 + 2 * layers + meets_other(ending);
+  if (count != least && count != least + layers)
     fail("the number of inputs", std::to_string(count),
-         meets_other(ending) ? "4 or 5: x, values, scales, other, zero_points" : "3 or 4: x, values, scales, zero_points");
+         std::to_string(least) + " or " + std::to_string(least + layers) + ": x, values, scales" +
+             (join != Join::kNone ? " of each layer, zero_points of each" :
+              meets_other(ending) ? ", other, zero_points" : ", zero_points"));
   const bool asymmetric = count > least;
 
   Layer layer;
-  layer.ending = ending;
   layer.inputs = node.integer("K", 1, kMostInputs);
-  layer.outputs = node.integer("N", 1, kMostOutputs);
   layer.bits = node.integer("bits", 4, 8);
   if (layer.bits != 4 && layer.bits != 8) fail("attribute bits", std::to_string(layer.bits), "4 or 8");
   const int64_t size = node.integer("block_size", kSmallestBlock, kLargestBlock);
@@ -211,26 +277,30 @@ Layer read_blocked_layer(const Node& node, Ending ending) {
          "a power of two that divides K, which is " + std::to_string(layer.inputs));
   layer.groups = layer.inputs / size;
 
-  const uint8_t* values = node.bytes(1, "values", {layer.outputs, layer.groups, size * layer.bits / 8});
-  layer.scale = node.floats(2, "scales", {layer.outputs * layer.groups}, {layer.outputs, layer.groups});
-  if (layer.bits == 8) {
-    if (asymmetric)
+  std::vector<Layer> parts(layers, layer);
+  for (size_t i = 0; i < layers; ++i) {
+    const std::string number = join == Join::kNone ? "" : std::to_string(i);
+    const Part part(node, 1 + 2 * i, number);
+    Layer& one = parts[i];
+    one.outputs = outputs_of_part(node, join, static_cast<int>(i));
+    const uint8_t* values = part.bytes(0, "values", {one.outputs, one.groups, size * one.bits / 8});
+    one.scale = part.floats(1, "scales", {one.outputs * one.groups}, {one.outputs, one.groups});
+    int64_t at = 0;
+    if (one.bits == 8)
+      cut(one, [&] { return weight_of(*values++); });
+    else
+      cut(one, [&] { return static_cast<int8_t>(half_of(values, at++)); });
+    if (!asymmetric) continue;
+    if (one.bits == 8)
       fail("the number of inputs", std::to_string(count),
            std::to_string(least) + " where bits is 8: the zero point is 128");
-    cut(layer, [&] { return weight_of(*values++); });
-    return layer;
+    const int64_t stride = (one.groups + 1) / 2;
+    const uint8_t* zero_points = Part(node, least + i, number).bytes(0, "zero_points", {one.outputs, stride});
+    one.zero_points.resize(one.outputs * one.groups);
+    for (int64_t n = 0; n < one.outputs; ++n)
+      for (int64_t g = 0; g < one.groups; ++g) one.zero_points[n * one.groups + g] = half_of(zero_points + n * stride, g);
   }
-  int64_t at = 0;
-  cut(layer, [&] { return static_cast<int8_t>(half_of(values, at++)); });
-  if (asymmetric) {
-    const int64_t stride = (layer.groups + 1) / 2;
-    const uint8_t* zero_points = node.bytes(least, "zero_points", {layer.outputs, stride});
-    layer.zero_points.resize(layer.outputs * layer.groups);
-    for (int64_t n = 0; n < layer.outputs; ++n)
-      for (int64_t g = 0; g < layer.groups; ++g)
-        layer.zero_points[n * layer.groups + g] = half_of(zero_points + n * stride, g);
-  }
-  return layer;
+  return whole_of(node, std::move(parts), ending, join);
 }
 
 }  // namespace slim

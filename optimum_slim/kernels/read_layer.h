@@ -6,11 +6,19 @@
 
 namespace slim {
 
-// Both throw ModelError where the node breaks FORMAT.md. The layer borrows the memory of scale and bias.
+// What the name of an operator tells of its layers.
+struct Form {
+  Kind kind;
+  bool grouped;
+  Ending ending;
+  Join join;
+};
 
-Layer read_layer(const Node& node, Kind kind, bool grouped, Ending ending);
+// Both throw ModelError where the node breaks FORMAT.md.
+
+Layer read_layer(const Node& node, const Form& form);
 
 // Weights in blocks of inputs with a scale each.
-Layer read_blocked_layer(const Node& node, Ending ending);
+Layer read_blocked_layer(const Node& node, Ending ending, Join join);
 
 }  // namespace slim

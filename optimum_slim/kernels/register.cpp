@@ -19,20 +19,24 @@ namespace {
 
 constexpr const char* kDomain = "ai.optimum.slim";
 
-// The inputs of a kind of operator; where outputs meet another tensor, it follows those that are required.
+// The inputs of an operator: types of their elements, and how many are required.
 struct Inputs {
-  std::vector<int> types;  // of their elements
+  std::vector<int> types;
   size_t required;
-
-  Inputs ending_in(Ending ending) const {
-    if (!meets_other(ending)) return *this;
-    Inputs more{types, required + 1};
-    more.types.insert(more.types.begin() + required, ort::kFloat);
-    return more;
-  }
 };
-const Inputs kLayerInputs{{ort::kFloat, ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat}, 5};
-const Inputs kBlockedInputs{{ort::kFloat, ort::kUint8, ort::kFloat, ort::kUint8}, 3};
+
+// Of x and of one layer or several; where outputs meet another tensor, it follows those that are required. Zero points of
+// each layer come last and may be left out.
+Inputs inputs_of(const std::vector<int>& layer, bool zero_points, Ending ending, Join join) {
+  std::vector<int> types{ort::kFloat};
+  for (int i = 0; i < parts_of(join); ++i) types.insert(types.end(), layer.begin(), layer.end());
+  if (meets_other(ending)) types.push_back(ort::kFloat);
+  const size_t required = types.size();
+  if (zero_points) types.insert(types.end(), parts_of(join), ort::kUint8);
+  return {types, required};
+}
+const std::vector<int> kLayerTypes{ort::kUint8, ort::kUint8, ort::kFloat, ort::kFloat};
+const std::vector<int> kBlockedTypes{ort::kUint8, ort::kFloat};
 
 // What ONNX Runtime holds for one operator; it hands the CustomOp back to each of the functions below.
 struct Operator : ort::CustomOp {
@@ -158,27 +162,44 @@ Operator make_operator(const std::string& name, const Inputs& inputs, std::funct
   return one;
 }
 
-// Every kind of pattern, with and without groups, with every ending; and weights in blocks with some.
+// How the name of an operator ends.
+struct Last {
+  std::string name;
+  Ending ending;
+  Join join;
+};
+
+std::vector<Last> lasts() {
+  std::vector<Last> all{{"", Ending::kNone, Join::kNone},
+                        {"Add", Ending::kAdd, Join::kNone},
+                        {"Mul", Ending::kMul, Join::kNone},
+                        {"Joined", Ending::kNone, Join::kBeside}};
+  for (const auto& [name, ending] : {std::pair{"Relu", Ending::kRelu}, std::pair{"Gelu", Ending::kGelu},
+                                     std::pair{"GeluTanh", Ending::kGeluTanh}, std::pair{"Silu", Ending::kSilu}}) {
+    all.push_back({name, ending, Join::kNone});
+    all.push_back({std::string(name) + "Gated", ending, Join::kGated});
+  }
+  return all;
+}
+
+// Every kind of pattern, with and without groups, and weights in blocks, with all that can come last: but weights in
+// blocks have no activation of their own.
 const std::vector<Operator>& operators() {
   static const std::vector<Operator> made = [] {
     std::vector<Operator> all;
-    for (const auto& [kind_name, kind] :
-         {std::pair{"", Kind::kDense}, std::pair{"Blocks", Kind::kBlocks}, std::pair{"Singles", Kind::kSingles}})
-      for (const bool grouped : {false, true})
-        for (const auto& [ending_name, ending] :
-             {std::pair{"", Ending::kNone}, std::pair{"Relu", Ending::kRelu},
-              std::pair{"Gelu", Ending::kGelu}, std::pair{"GeluTanh", Ending::kGeluTanh},
-              std::pair{"Silu", Ending::kSilu}, std::pair{"Add", Ending::kAdd}, std::pair{"Mul", Ending::kMul}}) {
-          const auto read = [kind = kind, grouped, ending = ending](const Node& node) {
-            return read_layer(node, kind, grouped, ending);
-          };
-          const std::string name = std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + ending_name;
-          all.push_back(make_operator(name, kLayerInputs.ending_in(ending), read));
+    for (const Last& last : lasts()) {
+      for (const auto& [kind_name, kind] :
+           {std::pair{"", Kind::kDense}, std::pair{"Blocks", Kind::kBlocks}, std::pair{"Singles", Kind::kSingles}})
+        for (const bool grouped : {false, true}) {
+          const Form form{kind, grouped, last.ending, last.join};
+          const std::string name = std::string("SlimLinear") + kind_name + (grouped ? "Grouped" : "") + last.name;
+          all.push_back(make_operator(name, inputs_of(kLayerTypes, false, last.ending, last.join),
+                                      [form](const Node& node) { return read_layer(node, form); }));
         }
-    for (const auto& [ending_name, ending] :
-         {std::pair{"", Ending::kNone}, std::pair{"Add", Ending::kAdd}, std::pair{"Mul", Ending::kMul}}) {
-      const auto read = [ending = ending](const Node& node) { return read_blocked_layer(node, ending); };
-      all.push_back(make_operator(std::string("SlimMatMulNBits") + ending_name, kBlockedInputs.ending_in(ending), read));
+      if (last.join == Join::kNone && last.ending != Ending::kNone && !meets_other(last.ending)) continue;
+      all.push_back(make_operator(
+          "SlimMatMulNBits" + last.name, inputs_of(kBlockedTypes, true, last.ending, last.join),
+          [ending = last.ending, join = last.join](const Node& node) { return read_blocked_layer(node, ending, join); }));
     }
     return all;
   }();
@@ -193,7 +214,8 @@ ort::Handle shared_domain(ort::Api api) {
     for (const Operator& one : operators())
       check(api, ort::kCustomOpDomainAdd, made, static_cast<const ort::CustomOp*>(&one));
     for (const ort::CustomOp* one :
-         {attention_operator(), rotary_attention_operator(), residual_norm_operator(), rms_norm_operator()})
+         {attention_operator(), rotary_attention_operator(), packed_attention_operator(), residual_norm_operator(),
+          rms_norm_operator()})
       check(api, ort::kCustomOpDomainAdd, made, one);
     return made;
   }();

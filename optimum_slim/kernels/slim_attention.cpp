@@ -1,4 +1,4 @@
-// SlimAttention and SlimRotaryAttention: shapes are checked each time, as nothing is known of them before.
+// SlimAttention, SlimRotaryAttention and SlimPackedAttention: shapes are checked each time, as nothing is known of them before.
 #include "slim_attention.h"
 
 #include <algorithm>
@@ -148,48 +148,98 @@ struct Angles {
   }
 };
 
-struct RotaryKernel {
+// Some heads of each token: `first` is where they start in a row.
+struct Rows {
+  const float* data;
+  int64_t first, stride;
+
+  const float* of(int64_t token) const { return data + token * stride + first; }
+};
+
+// The new tokens of a call, before they are turned.
+struct Tokens {
+  int64_t batch, queries, keys, size;  // keys are the new ones, size is that of a head
+  Rows query, key, value;
+};
+
+struct Apart {
   static constexpr const char* kName = "SlimRotaryAttention";
   static constexpr std::array<const char*, 10> kInputs{"query",      "key",       "value",     "mask",    "past_key",
                                                        "past_value", "query_cos", "query_sin", "key_cos", "key_sin"};
-  static constexpr size_t kMask = 3, kQueryAngles = 6, kKeyAngles = 8, kOutputs = 3;
+  static constexpr size_t kMask = 3, kQueryAngles = 6, kKeyAngles = 8;
+
+  static Tokens read(const std::array<FloatInput, kMask>& inputs, int64_t heads, int64_t kv_heads) {
+    const auto& [query, key, value] = inputs;
+    check_tokens(query, key, value);
+    const Shape &q = query.shape, &k = key.shape;
+    if (q[0] != k[0]) fail("inputs query and key differ in batch", "an equal one");
+    if (q[2] % (2 * heads))
+      fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads, by an even number");
+    const int64_t size = q[2] / heads;
+    if (k[2] != kv_heads * size)
+      fail("the width of input key is " + std::to_string(k[2]), std::to_string(kv_heads * size));
+    return {q[0], q[1], k[1], size, {query.data, 0, q[2]}, {key.data, 0, k[2]}, {value.data, 0, k[2]}};
+  }
+};
+
+// Queries, keys and values beside each other, as one linear gives them.
+struct Packed {
+  static constexpr const char* kName = "SlimPackedAttention";
+  static constexpr std::array<const char*, 6> kInputs{"packed", "mask", "past_key", "past_value", "cos", "sin"};
+  static constexpr size_t kMask = 1, kQueryAngles = 4, kKeyAngles = 4;
+
+  static Tokens read(const std::array<FloatInput, kMask>& inputs, int64_t heads, int64_t kv_heads) {
+    const FloatInput& packed = inputs[0];
+    check_rank(packed.shape, 3, "packed", "[batch, tokens, width]");
+    const int64_t batch = packed.shape[0], tokens = packed.shape[1], width = packed.shape[2];
+    const int64_t all = heads + 2 * kv_heads;
+    if (width % (2 * all))
+      fail("the width of input packed is " + std::to_string(width),
+           "a multiple of q_num_heads and twice kv_num_heads together, by an even number");
+    const int64_t size = width / all;
+    const auto rows = [&](int64_t head) { return Rows{packed.data, head * size, width}; };
+    return {batch, tokens, tokens, size, rows(0), rows(heads), rows(heads + kv_heads)};
+  }
+};
+
+template <class Form>
+struct RotaryKernel {
+  static constexpr const char* kName = Form::kName;
+  static constexpr auto kInputs = Form::kInputs;
 
   ort::Api api;
   int64_t heads, kv_heads;
   float scale;
   const Products* products;
 
-  static RotaryKernel made(ort::Api api, ort::ConstHandle info);
+  static RotaryKernel made(ort::Api api, ort::ConstHandle info) {
+    const Node node(api, info);
+    const int64_t heads = node.integer("q_num_heads", 1, kMostHeads);
+    const int64_t kv_heads = node.integer("kv_num_heads", 1, kMostHeads);
+    if (heads % kv_heads) fail("attribute q_num_heads is " + std::to_string(heads), "a multiple of kv_num_heads");
+    return {api, heads, kv_heads, node.real("scale"), &choose_products()};
+  }
   void run(ort::Handle context) const;
 
  private:
   FloatInput floats(ort::Handle context, size_t index) const {
     return input<float>(api, context, index, kInputs[index]);
   }
-  Angles angles(ort::Handle context, size_t index, const Shape& shape) const;
+  // Cosines at `index`, sines behind them.
+  Angles angles(ort::Handle context, size_t index, const Shape& shape) const {
+    const std::array<FloatInput, 2> found{floats(context, index), floats(context, index + 1)};
+    for (size_t i : {0, 1})
+      if (found[i].shape != shape)
+        fail(std::string("input ") + kInputs[index + i] + " has another shape",
+             "batch, tokens and half the size of a head");
+    return {found[0].data, found[1].data, shape[2]};
+  }
 };
 
-RotaryKernel RotaryKernel::made(ort::Api api, ort::ConstHandle info) {
-  const Node node(api, info);
-  const int64_t heads = node.integer("q_num_heads", 1, kMostHeads);
-  const int64_t kv_heads = node.integer("kv_num_heads", 1, kMostHeads);
-  if (heads % kv_heads) fail("attribute q_num_heads is " + std::to_string(heads), "a multiple of kv_num_heads");
-  return {api, heads, kv_heads, node.real("scale"), &choose_products()};
-}
-
-// Cosines at `index`, sines behind them.
-Angles RotaryKernel::angles(ort::Handle context, size_t index, const Shape& shape) const {
-  const FloatInput cos = floats(context, index), sin = floats(context, index + 1);
-  for (size_t i : {index, index + 1})
-    if ((i == index ? cos : sin).shape != shape)
-      fail(std::string("input ") + kInputs[i] + " has another shape", "batch, tokens and half the size of a head");
-  return {cos.data, sin.data, shape[2]};
-}
-
-// The past of some heads and `count` new tokens: [batch, heads, tokens, size] and [batch, tokens, heads * size].
-// `put(from, token, to)` writes the head of a token.
+// The past of some heads, [batch, heads, tokens, size], and `count` new tokens; `put(from, token, to)` writes the head of
+// one.
 template <class Put>
-void append(const Attention& a, int64_t count, const float* past, const float* added, float* to, const Put& put) {
+void append(const Attention& a, int64_t count, const float* past, const Rows& added, float* to, const Put& put) {
   if (!a.batch || !a.size) return;
   const int64_t old = (a.keys - count) * a.size;
   for (int64_t batch = 0; batch < a.batch; ++batch)
@@ -197,67 +247,67 @@ void append(const Attention& a, int64_t count, const float* past, const float* a
       if (old) std::memcpy(to, past, old * sizeof *to);
       past += old, to += old;
       for (int64_t token = batch * count; token < (batch + 1) * count; ++token, to += a.size)
-        put(added + (token * a.kv_heads + head) * a.size, token, to);
+        put(added.of(token) + head * a.size, token, to);
     }
 }
 
-void RotaryKernel::run(ort::Handle context) const {
-  const FloatInput query = floats(context, 0), key = floats(context, 1), value = floats(context, 2),
-                   past_key = floats(context, 4), past_value = floats(context, 5);
-  const auto seen = input<uint8_t>(api, context, kMask, kInputs[kMask]);
-  check_tokens(query, key, value);
-  const Shape &q = query.shape, &k = key.shape, &past = past_key.shape;
-  if (q[0] != k[0]) fail("inputs query and key differ in batch", "an equal one");
-  if (q[2] % (2 * heads))
-    fail("the width of input query is " + std::to_string(q[2]), "a multiple of q_num_heads, by an even number");
+template <class Form>
+void RotaryKernel<Form>::run(ort::Handle context) const {
+  std::array<FloatInput, Form::kMask> inputs;
+  for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = floats(context, i);
+  const auto seen = input<uint8_t>(api, context, Form::kMask, kInputs[Form::kMask]);
+  const FloatInput past_key = floats(context, Form::kMask + 1), past_value = floats(context, Form::kMask + 2);
+  const Tokens tokens = Form::read(inputs, heads, kv_heads);
   Attention a{};
-  a.batch = q[0], a.queries = q[1], a.heads = heads, a.kv_heads = kv_heads, a.size = q[2] / heads, a.scale = scale;
-  if (k[2] != kv_heads * a.size)
-    fail("the width of input key is " + std::to_string(k[2]), std::to_string(kv_heads * a.size));
+  a.batch = tokens.batch, a.queries = tokens.queries, a.size = tokens.size;
+  a.heads = heads, a.kv_heads = kv_heads, a.scale = scale;
+  const Shape& past = past_key.shape;
   check_rank(past, 4, "past_key", "[batch, heads, tokens, size]");
   if (past != past_value.shape) fail("inputs past_key and past_value have different shapes", "equal ones");
   if (past[0] != a.batch || past[1] != kv_heads || past[3] != a.size)
     fail("input past_key has other sizes", "batch, kv_num_heads and the size of a head");
-  if (past[2] > kMostTokens || k[1] > kMostTokens)
-    fail("input past_key or key has too many tokens", std::to_string(kMostTokens) + " at most");
-  const Angles of_queries = angles(context, kQueryAngles, {a.batch, a.queries, a.size / 2});
-  const Angles of_keys = angles(context, kKeyAngles, {a.batch, k[1], a.size / 2});
-  a.keys = past[2] + k[1];
+  if (past[2] > kMostTokens || tokens.keys > kMostTokens)
+    fail("there are too many tokens, past or new", std::to_string(kMostTokens) + " at most");
+  const Angles of_queries = angles(context, Form::kQueryAngles, {a.batch, a.queries, a.size / 2});
+  const Angles of_keys = angles(context, Form::kKeyAngles, {a.batch, tokens.keys, a.size / 2});
+  a.keys = past[2] + tokens.keys;
   set_mask_strides(a, seen.shape);
 
-  a.output = float_output(api, context, q, 0);
+  const int64_t width = heads * a.size;
+  a.output = float_output(api, context, {a.batch, a.queries, width}, 0);
   const Shape cache{a.batch, kv_heads, a.keys, a.size};
   float* const keys = float_output(api, context, cache, 1);
   float* const values = float_output(api, context, cache, 2);
-  append(a, k[1], past_key.data, key.data, keys,
+  append(a, tokens.keys, past_key.data, tokens.key, keys,
          [&](const float* from, int64_t token, float* to) { of_keys.turn(from, token, to); });
-  append(a, k[1], past_value.data, value.data, values,
+  append(a, tokens.keys, past_value.data, tokens.value, values,
          [&](const float* from, int64_t, float* to) { std::memcpy(to, from, a.size * sizeof *to); });
   if (no_answers(a)) return;
   thread_local Scratch memory;
-  const int64_t tokens = a.batch * a.queries;
-  float* const turned = memory.take<float>(tokens * q[2]);
-  for (int64_t at = 0; at < tokens * heads; ++at)
-    of_queries.turn(query.data + at * a.size, at / heads, turned + at * a.size);
+  float* const turned = memory.take<float>(a.batch * a.queries * width);
+  for (int64_t token = 0; token < a.batch * a.queries; ++token)
+    for (int64_t at = 0; at < width; at += a.size)
+      of_queries.turn(tokens.query.of(token) + at, token, turned + token * width + at);
   a.query = turned, a.key = keys, a.value = values, a.seen = seen.data;
   a.kv_strides[0] = kv_heads * a.keys * a.size, a.kv_strides[1] = a.keys * a.size, a.kv_strides[2] = a.size;
   run_heads(a, *products, Parallel(api, context));
 }
 
-}  // namespace
-
-const ort::CustomOp* attention_operator() { return operator_of<Kernel>(); }
-
-const ort::CustomOp* rotary_attention_operator() {
+template <class Form>
+const ort::CustomOp* rotary_operator() {
   static const ort::CustomOp op = [] {
-    ort::CustomOp one = *operator_of<RotaryKernel>();
-    one.GetInputType = [](const ort::CustomOp*, size_t i) -> int {
-      return i == RotaryKernel::kMask ? ort::kBool : ort::kFloat;
-    };
-    one.GetOutputTypeCount = [](const ort::CustomOp*) { return RotaryKernel::kOutputs; };
+    ort::CustomOp one = *operator_of<RotaryKernel<Form>>();
+    one.GetInputType = [](const ort::CustomOp*, size_t i) -> int { return i == Form::kMask ? ort::kBool : ort::kFloat; };
+    one.GetOutputTypeCount = [](const ort::CustomOp*) { return size_t{3}; };
     return one;
   }();
   return &op;
 }
+
+}  // namespace
+
+const ort::CustomOp* attention_operator() { return operator_of<Kernel>(); }
+const ort::CustomOp* rotary_attention_operator() { return rotary_operator<Apart>(); }
+const ort::CustomOp* packed_attention_operator() { return rotary_operator<Packed>(); }
 
 }  // namespace slim

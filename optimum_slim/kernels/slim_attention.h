@@ -1,4 +1,4 @@
-// The operators SlimAttention and SlimRotaryAttention of FORMAT.md.
+// The operators SlimAttention, SlimRotaryAttention and SlimPackedAttention of FORMAT.md.
 #pragma once
 
 #include "ort_abi.h"
@@ -8,5 +8,6 @@ namespace slim {
 // What ONNX Runtime is told of them; lives as long as the library.
 const ort::CustomOp* attention_operator();
 const ort::CustomOp* rotary_attention_operator();
+const ort::CustomOp* packed_attention_operator();
 
 }  // namespace slim

@@ -38,13 +38,6 @@ int64_t cycles_of(int64_t dots, int64_t rows, const Limits& limits) { return dot
 // Quantizing and packing take about half a cycle a value.
 int64_t packing_cycles(int64_t rows, int64_t inputs) { return rows * inputs / 2; }
 
-Range part(Range whole, int64_t index, int64_t parts) {
-  const int64_t size = whole.end - whole.begin;
-  return {whole.begin + size * index / parts, whole.begin + size * (index + 1) / parts};
-}
-
-Range panels_of(const Epilogue& epilogue) { return {0, round_up(epilogue.outputs, kPanel) / kPanel}; }
-
 // Shares the products of tiles and parts of the panels out among threads. A thread stays with the tiles that it packed,
 // which lie in its caches, and takes over others' when it is done with them.
 class TileShares {
@@ -121,9 +114,11 @@ SlimLinear::SlimLinear(const Layer& layer, const Products& products)
     : products_(products),
       inputs_(layer.inputs),
       quads_(round_up(layer.inputs, 4) / 4),
-      outputs_(layer.outputs),
+      panels_(round_up(layer.outputs, kPanel) / kPanel),
+      outputs_(layer.gated ? layer.outputs / 2 : layer.outputs),
       groups_(layer.groups),
       ending_(layer.ending),
+      gated_(layer.gated),
       scales_(pack_scales(layer)),
       kept_(count_kept(layer)) {
   const double density = static_cast<double>(kept_) / (static_cast<double>(layer.inputs) * layer.outputs);
@@ -154,8 +149,8 @@ void SlimLinear::run(const float* x, const float* other, float* y, int64_t rows,
     count = std::min(kRowsAtOnce, rows - first);
     const float* from = x + first * inputs_;
     float* to = y + first * outputs_;
-    const float* met = other ? other + first * outputs_ : nullptr;
-    const Epilogue epilogue{outputs_, groups_, ending_, scales_.scale.data(), scales_.bias.data(), to, met};
+    const float* met = gated_ ? to : other ? other + first * outputs_ : nullptr;
+    const Epilogue epilogue{outputs_, groups_, ending_, gated_, scales_.scale.data(), scales_.bias.data(), to, met};
     if ((blocks_ || fours_) && count > few_rows_) {
       const int64_t tile = kPanel * tile_vectors(count);
       if (products_.limits.split_rest && count > tile) count -= count % tile;
@@ -166,6 +161,12 @@ void SlimLinear::run(const float* x, const float* other, float* y, int64_t rows,
       run_rows(from, epilogue, to, count, parallel);
     }
   }
+}
+
+// Panels that meet stay together.
+Range SlimLinear::part_of_panels(int64_t index, int64_t parts) const {
+  const int64_t all = most_tasks(), together = panels_ / all;
+  return {all * index / parts * together, all * (index + 1) / parts * together};
 }
 
 // Vectors of 16 rows that a tile has.
@@ -209,14 +210,14 @@ void SlimLinear::run_rows(const float* x, const Epilogue& epilogue, float* y, in
     quantized.stride *= 2;
   }
 
-  const Range panels = panels_of(epilogue), all{0, rows};
-  int64_t dots = panels.end * quads_;
+  const Range all{0, rows};
+  int64_t dots = panels_ * quads_;
   if (lanes_) dots = kept_ / 64;
   if (windows_) dots = static_cast<int64_t>(windows_->windows.size());
   if (byte_windows_) dots = static_cast<int64_t>(byte_windows_->windows.size());
-  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows, products_.limits)), panels.end);
+  const int64_t tasks = std::min(tasks_for(cycles_of(dots, rows, products_.limits)), most_tasks());
   parallel(tasks, [&](int64_t task) {
-    const Range mine = part(panels, task, tasks);
+    const Range mine = part_of_panels(task, tasks);
     if (lanes_)
       products_.lanes(*blocks_, epilogue, quantized, all, mine, y);
     else if (windows_)
@@ -240,12 +241,11 @@ void SlimLinear::run_expanded(const float* x, const Epilogue& epilogue, float* y
   const QuantizedRows quantized = quantized_rows(rows);
   products_.quantize(x, rows, inputs_, groups_, 0, quantized);
 
-  const Range panels = panels_of(epilogue);
-  const int64_t tasks = std::min(tasks_for(cycles_of(panels.end * quads_, rows, products_.limits)), panels.end);
+  const int64_t tasks = std::min(tasks_for(cycles_of(panels_ * quads_, rows, products_.limits)), most_tasks());
   const int64_t bytes = kPanelsAtOnce * quads_ * 64;
   uint8_t* const expanded = scratch.take<uint8_t>(tasks * bytes);
   parallel(tasks, [&](int64_t task) {
-    const Range mine = part(panels, task, tasks);
+    const Range mine = part_of_panels(task, tasks);
     for (int64_t panel = mine.begin; panel < mine.end; panel += kPanelsAtOnce) {
       const Range some{panel, std::min(panel + kPanelsAtOnce, mine.end)};
       uint8_t* weights = expanded + task * bytes;
@@ -282,21 +282,20 @@ void SlimLinear::run_tiles(const float* x, const Epilogue& epilogue, float* y, i
       products_.blocks(*blocks_, epilogue, packed, tile, rows, panels, y);
   };
 
-  const Range panels = panels_of(epilogue);
   const int64_t dots = kept_ / 4 * tiles * vectors;
   const int64_t wanted = tasks_for(dots * products_.limits.dot_cycles + packing_cycles(rows, inputs_));
   if (wanted == 1) {
     for (int64_t tile = 0; tile < tiles; ++tile) {
       pack_tile(tile);
-      multiply(tile, panels);
+      multiply(tile, {0, panels_});
     }
     return;
   }
-  const int64_t parts = std::clamp<int64_t>(wanted / tiles, 1, panels.end);
+  const int64_t parts = std::clamp<int64_t>(wanted / tiles, 1, most_tasks());
   TileShares shares(tiles, parts);
   parallel(tiles * parts, [&](int64_t) {
     const TileShares::Share share = shares.next(pack_tile);
-    multiply(share.tile, part(panels, share.part, parts));
+    multiply(share.tile, part_of_panels(share.part, parts));
   });
 }
 

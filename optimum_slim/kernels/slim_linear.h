@@ -25,14 +25,18 @@ class SlimLinear {
   void run_tiles(const float* x, const Epilogue& epilogue, float* y, int64_t rows, const Parallel& parallel) const;
   void run_expanded(const float* x, const Epilogue& epilogue, float* y, int64_t rows, const Parallel& parallel) const;
   int tile_vectors(int64_t rows) const;
+  int64_t most_tasks() const { return gated_ ? panels_ / 2 : panels_; }
+  Range part_of_panels(int64_t index, int64_t parts) const;
   QuantizedRows quantized_rows(int64_t rows) const;
 
   const Products& products_;
   int64_t inputs_;
   int64_t quads_;
-  int64_t outputs_;
+  int64_t panels_;
+  int64_t outputs_;  // of y
   int64_t groups_;
   Ending ending_;
+  bool gated_;
   OutputScales scales_;
   int64_t kept_ = 0;      // weights
   int64_t few_rows_ = 0;  // up to this many, outputs go in lanes

@@ -20,6 +20,7 @@ from optimum_slim.deploy.verify import load_ort
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
+from optimum_slim.kernels.joined import parted
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.tasks import TextGeneration, task_named
 from optimum_slim.techniques.quantize.weights import QuantizeWeights
@@ -81,7 +82,7 @@ def test_the_file_holds_the_integers_scales_and_zero_points_of_the_grids(made, p
     graph = deployed(made, tmp_path, precision)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
     grids, found = grids_of(model), set()
-    for node in graph.graph.node:
+    for node in (one for joined in graph.graph.node for one in parted(joined)):
         name = weight_of(node, grids)
         if node.op_type not in (STOCK, *BLOCKED_OPERATORS) or name is None:
             continue

@@ -27,6 +27,7 @@ from optimum_slim.deploy.static import quantize_linears, static_linears, uncalib
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
+from optimum_slim.kernels.joined import parted
 from optimum_slim.kernels.packing import unpack
 from optimum_slim.model.grids import Grid, grids_of
 from optimum_slim.model.rounding import affine_scale
@@ -182,7 +183,7 @@ def test_other_precisions_keep_the_integers_too(made, precision, options, tmp_pa
     model, _ = made
     graph, stored = stored_in(deployed(made, tmp_path, precision, **options))
     found = set()
-    for node in graph.graph.node:
+    for node in (one for joined in graph.graph.node for one in parted(joined)):
         name = weight_of(model, graph, node.name)
         if name is None or not node.op_type.startswith(("SlimLinear", "MatMulNBits", "SlimMatMulNBits")):
             continue

@@ -1,4 +1,4 @@
-"""Models of one node of floats: SlimAttention, SlimRotaryAttention, SlimResidualNorm, SlimRmsNorm; and inputs."""
+"""Models of one node of floats, attention or norm, and inputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from onnx.onnx_pb import FunctionProto, ModelProto, NodeProto, TensorProto
 from optimum_slim.kernels.attention import (
     CACHED_OPSET,
     CACHED_OUTPUTS,
+    PACKED_INPUTS,
     ROTARY_INPUTS,
     attention_function,
     attention_node,
+    packed_attention_function,
+    packed_attention_node,
     rotary_attention_function,
     rotary_attention_node,
 )
@@ -34,6 +37,13 @@ def rotary_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> Mo
     ranks = {name: 4 if name in ("mask", "past_key", "past_value") else 3 for name in ROTARY_INPUTS}
     node = rotary_attention_node(ROTARY_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
     return _model_of(node, ranks, [rotary_attention_function()], CACHED_OPSET, {"mask": TensorProto.BOOL})
+
+
+def packed_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
+    ranks = {name: 4 if name in ("mask", "past_key", "past_value") else 3 for name in PACKED_INPUTS}
+    node = packed_attention_node(PACKED_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
+    functions = [rotary_attention_function(), packed_attention_function()]
+    return _model_of(node, ranks, functions, CACHED_OPSET, {"mask": TensorProto.BOOL})
 
 
 def norm_model(epsilon: float = 1e-6) -> ModelProto:
@@ -68,6 +78,14 @@ def rotary_attention_inputs(batch, tokens, past, heads, kv_heads, size, queries=
     turns = [part(some) for some in (angles[:, first:], angles) for part in (np.cos, np.sin)]
     inputs = (query, key, value, seen, past_key, past_value, *turns)
     return dict(zip(ROTARY_INPUTS, inputs, strict=True))
+
+
+def packed_attention_inputs(*sizes):
+    """The same, with queries, keys and values beside each other; all tokens ask."""
+    inputs = rotary_attention_inputs(*sizes)
+    packed = np.concatenate([inputs.pop(name) for name in ("query", "key", "value")], -1)
+    cos, sin = (inputs[f"key_{part}"] for part in ("cos", "sin"))
+    return {"packed": packed, "cos": cos, "sin": sin} | {name: inputs[name] for name in PACKED_INPUTS[1:4]}
 
 
 def turned(x, heads, cos, sin):

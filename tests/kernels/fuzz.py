@@ -19,15 +19,23 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnx.onnx_pb import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from optimum_slim.kernels.attention import ATTENTION, ROTARY_ATTENTION
+from optimum_slim.kernels.attention import ATTENTION, PACKED_ATTENTION, ROTARY_ATTENTION
 from optimum_slim.kernels.blocked import BLOCKED, BLOCKED_OPERATORS
-from optimum_slim.kernels.function import ENDINGS, MEETINGS, OPERATORS, OTHER
+from optimum_slim.kernels.function import ACTIVATIONS, ENDINGS, MEETINGS, OPERATORS, OTHER
+from optimum_slim.kernels.joined import JOINED_OPERATORS
 from optimum_slim.kernels.library import ISA_VARIABLE, register, supported_isas
 from optimum_slim.kernels.norm import RESIDUAL_NORM, RMS_NORM
 from optimum_slim.kernels.pattern import PATTERNS
 from tests.kernels.blocks import random_blocks
-from tests.kernels.floats import LOWEST, attention_model, norm_model, rms_norm_model, rotary_attention_model
-from tests.kernels.layers import random_layer, slim_model
+from tests.kernels.floats import (
+    LOWEST,
+    attention_model,
+    norm_model,
+    packed_attention_model,
+    rms_norm_model,
+    rotary_attention_model,
+)
+from tests.kernels.layers import joined_model, random_layer, slim_model
 
 INTS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 128, 65535, 65536, 65537, 1 << 24, 1 << 31, 1 << 32, 1 << 40, (1 << 63) - 1)
 SIZES = (0, 0, 1, 2, 3, 5, 8, 16, 17, 33, 64, 100, 1 << 30)
@@ -46,6 +54,9 @@ ATTRIBUTES = (
     "heads",
     "epsilon",
     "kv_num_heads",
+    "N0",
+    "N1",
+    "N2",
     "scale",
 )
 OUTCOMES = ("refused", "failed", "ran")
@@ -175,6 +186,27 @@ def _product(rng: random.Random, model: ModelProto) -> Case:
     return Case(model, sizes, axes)
 
 
+def joined(rng: random.Random) -> Case:
+    activation = rng.choice(("", *ACTIVATIONS))
+    outputs = [16 * rng.randint(1, 3)] * 2 if activation else [16 * rng.randint(1, 3) for _ in range(3)]
+    seeds = [rng.randrange(99) for _ in outputs]
+    if rng.random() < 0.5:
+        bits, k = rng.choice((4, 8)), 32 * rng.randint(1, 3)
+        asymmetric = bits == 4 and rng.random() < 0.5
+        models = [
+            random_blocks(n, k, bits, 32, asymmetric, seed).model(functions=False)
+            for n, seed in zip(outputs, seeds, strict=True)
+        ]
+    else:
+        pattern, group_size = rng.choice(list(PATTERNS)), rng.choice((None, None, 8))
+        k, density = 8 * rng.randint(1, 9), rng.choice((0.0, 0.1, 0.5, 1.0))
+        layers = [
+            random_layer(n, k, pattern, density, group_size, seed) for n, seed in zip(outputs, seeds, strict=True)
+        ]
+        models = [slim_model(one, functions=False) for one in layers]
+    return _product(rng, joined_model(models, activation, functions=False))
+
+
 def attention(rng: random.Random) -> Case:
     heads, size, most = rng.choice((1, 1, 2, 3, 12)), rng.randint(1, 40), 40
     kind = rng.random()
@@ -214,6 +246,19 @@ def rotary_attention(rng: random.Random) -> Case:
     return Case(_without_functions(model), sizes, axes)
 
 
+def packed_attention(rng: random.Random) -> Case:
+    case = rotary_attention(rng)
+    sizes, axes = case.sizes, case.axes
+    if sizes["keys"]:
+        sizes["queries"] = sizes["tokens"]
+    sizes["packed"] = sizes["width"] + 2 * sizes["kv_width"]
+    axes = {"packed": ["batch", "tokens", "packed"]} | {name: axes[name] for name in ("mask", "past_key", "past_value")}
+    axes |= {name: ["batch", "tokens", "half"] for name in ("cos", "sin")}
+    axes["mask"] = ["tokens" if axis == "queries" else axis for axis in axes["mask"]]
+    model = packed_attention_model(sizes["heads"], sizes["kv_heads"], rng.choice((0.25, 0.0, -1.0, 3e38)))
+    return Case(_without_functions(model), sizes, axes)
+
+
 def norm(rng: random.Random) -> Case:
     leading = ["batch", "tokens", "more"][: rng.choice((0, 1, 2, 2, 3))]
     sizes = {name: rng.choice((0, 1, 1, 2, 3, 17)) for name in leading} | {"width": rng.choice((0, 1, 5, 16, 33, 384))}
@@ -241,6 +286,8 @@ VALID: dict[str, Callable[[random.Random], Case]] = {
     BLOCKED: blocked,
     ATTENTION: attention,
     ROTARY_ATTENTION: rotary_attention,
+    PACKED_ATTENTION: packed_attention,
+    "joined linears": joined,
     RESIDUAL_NORM: norm,
     RMS_NORM: rms_norm,
 }
@@ -345,8 +392,8 @@ def change_outputs(rng: random.Random, case: Case) -> None:
 
 
 def change_name(rng: random.Random, case: Case) -> None:
-    others = (ATTENTION, RESIDUAL_NORM, RMS_NORM, "SlimLinearTanh")
-    case.node.op_type = rng.choice((*OPERATORS, *BLOCKED_OPERATORS, *others))
+    others = (ATTENTION, ROTARY_ATTENTION, PACKED_ATTENTION, RESIDUAL_NORM, RMS_NORM, "SlimLinearTanh")
+    case.node.op_type = rng.choice((*OPERATORS, *BLOCKED_OPERATORS, *JOINED_OPERATORS, *others))
 
 
 def store_nothing(rng: random.Random, case: Case) -> None:

@@ -1,14 +1,18 @@
-"""Random layers, models of one SlimLinear node, sessions, and what the node must compute."""
+"""Random layers, models of one SlimLinear node or of several in one, sessions, and what the node must compute."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime
-from onnx.onnx_pb import ModelProto
+from onnx import helper
+from onnx.onnx_pb import ModelProto, TensorProto
 
-from optimum_slim.kernels.function import MEETINGS, OTHER
+from optimum_slim.kernels.blocked import STOCK_DOMAIN
+from optimum_slim.kernels.function import DOMAIN, MEETINGS, OTHER, PLAIN, VERSION, slim_functions
+from optimum_slim.kernels.joined import joined_function, joined_node
 from optimum_slim.kernels.library import register
 from optimum_slim.kernels.model import layer_model
 from optimum_slim.kernels.pattern import PATTERNS
@@ -58,6 +62,32 @@ def slim_model(layer: Layer, ending: str = "", dims: list | None = None, functio
     return layer_model(
         layer.weight, layer.scale, layer.bias, layer.pattern, ending, layer.group_size, leading, functions
     )
+
+
+def joined_model(models: Sequence[ModelProto], activation: str = "", functions: bool = True) -> ModelProto:
+    """Of models of one linear each, without functions: their initializers get the linear's number."""
+    models = [ModelProto.FromString(one.SerializeToString()) for one in models]
+    for i, one in enumerate(models):
+        one.graph.node[0].name = f"linear {i}"
+        one.graph.node[0].input[1:] = [f"{name}{i}" for name in one.graph.node[0].input[1:]]
+        for tensor in one.graph.initializer:
+            tensor.name = f"{tensor.name}{i}"
+    linears = [one.graph.node[0] for one in models]
+    node = joined_node(linears, "y", activation)
+    (n,) = (one.i for one in node.attribute if one.name == "N")
+    (k,) = (one.i for one in node.attribute if one.name == "K")
+    graph = helper.make_graph(
+        [node],
+        "linears",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", k])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", n])],
+        [tensor for one in models for tensor in one.graph.initializer],
+    )
+    domains = {"": 21, STOCK_DOMAIN: 1, DOMAIN: VERSION}
+    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    plain = [linears[0].op_type] if linears[0].op_type in PLAIN else []
+    bodies = [*slim_functions(plain, 21), joined_function(node.op_type)] if functions else []
+    return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=10)
 
 
 def session(

@@ -11,6 +11,8 @@ from tests.kernels.floats import (
     attention_model,
     norm_inputs,
     norm_model,
+    packed_attention_inputs,
+    packed_attention_model,
     rms_norm_inputs,
     rms_norm_model,
     rotary_attention_inputs,
@@ -68,6 +70,22 @@ def test_rotary_attention_is_that_of_its_function(sizes, threads):
     keys = turned(inputs["key"], kv_heads, inputs["key_cos"], inputs["key_sin"]).transpose(0, 2, 1, 3)
     wanted = np.concatenate([inputs["past_key"], keys], 2)
     np.testing.assert_allclose(ours[1], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("each_isa")
+@pytest.mark.parametrize("sizes", ROTARY_ATTENTIONS)
+def test_packed_attention_has_every_bit_of_that_of_its_parts(sizes):
+    heads, kv_heads, *rest, size = sizes
+    apart, packed = (
+        inputs(*rest, heads, kv_heads, size) for inputs in (rotary_attention_inputs, packed_attention_inputs)
+    )
+    model = packed_attention_model(heads, kv_heads)
+    wanted = session(rotary_attention_model(heads, kv_heads)).run(None, apart)
+    for found, stock, right in zip(
+        session(model).run(None, packed), session(model, False).run(None, packed), wanted, strict=True
+    ):
+        np.testing.assert_array_equal(found, right)
+        np.testing.assert_allclose(stock, right, rtol=0, atol=3e-6)
 
 
 @pytest.mark.usefixtures("each_isa")
@@ -181,6 +199,25 @@ def test_rotary_attention_that_does_not_fit_is_an_error(shapes, told):
     inputs = {name: np.zeros(size, bool if name == "mask" else np.float32) for name, size in sizes.items()}
     with pytest.raises(Exception, match=told):
         session(rotary_attention_model(4, 2)).run(None, inputs)
+
+
+BAD_PACKED = {
+    "width no multiple of heads": ({"packed": (1, 4, 36)}, "the width of input packed is 36, expected a multiple"),
+    "heads of odd size": ({"packed": (1, 4, 24)}, "by an even number"),
+    "other angles": ({"sin": (1, 4, 4)}, "input sin has another shape"),
+    "angles of other tokens": ({"cos": (1, 3, 2)}, "input cos has another shape"),
+    "past of other heads": ({"past_key": (1, 4, 2, 4), "past_value": (1, 4, 2, 4)}, "past_key has other sizes"),
+    "mask without the past": ({"mask": (1, 1, 4, 4)}, "the last size of input mask is 4, expected 6"),
+}
+
+
+@pytest.mark.parametrize(("shapes", "told"), BAD_PACKED.values(), ids=BAD_PACKED)
+def test_packed_attention_that_does_not_fit_is_an_error(shapes, told):
+    sizes = {"packed": (1, 4, 32), "mask": (1, 1, 4, 6), "cos": (1, 4, 2), "sin": (1, 4, 2)}
+    sizes |= {"past_key": (1, 2, 2, 4), "past_value": (1, 2, 2, 4)} | shapes
+    inputs = {name: np.zeros(size, bool if name == "mask" else np.float32) for name, size in sizes.items()}
+    with pytest.raises(Exception, match=told):
+        session(packed_attention_model(4, 2)).run(None, inputs)
 
 
 @pytest.mark.parametrize(
