@@ -128,7 +128,8 @@ void check_values_over_the_edge(const Part& part, const Layer& layer) {
     for (int o = 0; o < layer.block_outputs; ++o)
       for (int i = 0; i < layer.block_inputs; ++i)
         if ((o >= outputs || i >= inputs) && values[o * layer.block_inputs + i])
-          fail("input " + part.called("values"), "not 0 in block row " + std::to_string(row) + ", column " + std::to_string(column),
+          fail("input " + part.called("values"),
+               "not 0 in block row " + std::to_string(row) + ", column " + std::to_string(column),
                "0 beyond the last output and input");
   });
 }

@@ -10,8 +10,7 @@ import onnxruntime
 from onnx import helper
 from onnx.onnx_pb import ModelProto, TensorProto
 
-from optimum_slim.kernels.blocked import STOCK_DOMAIN
-from optimum_slim.kernels.function import DOMAIN, MEETINGS, OTHER, PLAIN, VERSION, slim_functions
+from optimum_slim.kernels.function import MEETINGS, OTHER, PLAIN, slim_functions
 from optimum_slim.kernels.joined import joined_function, joined_node
 from optimum_slim.kernels.library import register
 from optimum_slim.kernels.model import layer_model
@@ -83,11 +82,11 @@ def joined_model(models: Sequence[ModelProto], activation: str = "", functions: 
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", n])],
         [tensor for one in models for tensor in one.graph.initializer],
     )
-    domains = {"": 21, STOCK_DOMAIN: 1, DOMAIN: VERSION}
-    imports = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
+    opset = models[0].opset_import[0].version
     plain = [linears[0].op_type] if linears[0].op_type in PLAIN else []
-    bodies = [*slim_functions(plain, 21), joined_function(node.op_type)] if functions else []
-    return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=10)
+    bodies = [*slim_functions(plain, opset), joined_function(node.op_type, opset)] if functions else []
+    imports = [helper.make_opsetid(one.domain, one.version) for one in models[0].opset_import]
+    return helper.make_model(graph, opset_imports=imports, functions=bodies, ir_version=models[0].ir_version)
 
 
 def session(

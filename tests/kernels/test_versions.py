@@ -15,7 +15,7 @@ import pytest
 from optimum_slim.kernels.function import DOMAIN
 from tests.kernels import elsewhere
 from tests.kernels.floats import attention_inputs, attention_model, norm_inputs, norm_model
-from tests.kernels.layers import random_layer, random_rows, slim_model
+from tests.kernels.layers import joined_model, random_layer, random_rows, slim_model
 
 OLD = ["onnxruntime==1.17.3", "numpy<2"]  # was built before numpy 2
 VERSIONS = [OLD, ["onnxruntime==1.20.1"], ["onnxruntime==1.23.2"], ["onnxruntime"]]
@@ -26,6 +26,12 @@ X = {"x": random_rows(17, 72)}
 MODELS = {
     **{pattern: (slim_model(random_layer(50, 72, pattern)), X, 0) for pattern in ("dense", "4x1", "unstructured")},
     "grouped": (slim_model(random_layer(50, 72, "4x1", group_size=8), "Gelu"), X, 1e-5),
+    "joined": (
+        joined_model([slim_model(random_layer(n, 72, "4x1"), functions=False) for n in (48, 16, 32)]),
+        X,
+        0,
+    ),
+    "gated": (joined_model([slim_model(random_layer(32, 72, "dense"), functions=False)] * 2, "Silu"), X, 1e-5),
     "attention": (attention_model(3), attention_inputs(2, 33, 33, 60, (2, 1, 33)), 1e-5),
     "norm": (norm_model(), norm_inputs(2, 3, 100), 1e-5),
 }
