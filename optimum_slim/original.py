@@ -67,6 +67,8 @@ class Original:
             return {}
         if model is None:
             return self.evaluation.metrics(self.evaluation.original)
+        if not self.plan.original_runs:
+            return self.evaluation.quality(model)
         return self.evaluation.compared(model, self.model)
 
     @cached_property
@@ -78,7 +80,8 @@ class Original:
         """What a decoder writes, beside what the original writes."""
         if self.evaluation is None or self.plan.task.name != "text-generation":
             return []
-        return list(samples(self.evaluation, {"original": self.model, "final": model}))
+        models = {"original": self.model, "final": model} if self.plan.original_runs else {"final": model}
+        return list(samples(self.evaluation, models))
 
     def _answering(self, texts: Evaluation | None, doing: str, threads: int = 0) -> Evaluation | None:
         if texts is None:
@@ -90,15 +93,26 @@ class Original:
 
 
 def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:
-    """The rows of the original, of Optimum's int8 and of the result: size, quality, speed, memory."""
+    """The rows of the original, of Optimum's int8 and of the result: size, quality, speed, memory. Of an original that
+    memory has no room for there is no speed, and no int8."""
     kind, target, threads = type(plan.task), plan.recipe.deploy.target, plan.recipe.threads
-    files = {"original": original.folder, "baseline_int8": original.int8, "final": folder}
+    files = {"final": folder}
+    if plan.original_runs:
+        files = {"original": original.folder, "baseline_int8": original.int8, **files}
     timed = {name: path / "model.onnx" for name, path in files.items()}
     if uses_kernels(timed["final"]):
         timed["without_kernels"] = timed["final"]
     times = benchmark(timed, target, plan.causal, without_kernels=("without_kernels",))
     before = load_model(plan.folder, plan.streamed)
-    rows: dict[str, Row] = {}
+    rows: dict[str, Row] = {
+        "original": {
+            "parameters": parameters_of(before),
+            "zeros": zeros_of(before),
+            "file_bytes": plan.original.predicted_bytes,
+            "quality": original.compared(None),
+        },
+        "baseline_int8": {},
+    }
     for name, path in files.items():
         counted = model if name == "final" else before
         judged = None if name == "original" else load_ort(path, kind, threads)
@@ -110,18 +124,20 @@ def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path
             **latency_row(times[name]),
             "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
         }
-    for row, *compared in zip(rows["final"]["latency"], *(times[name] for name in files), strict=True):
-        fp32, int8, ours = compared
-        row["speedup"] = {
-            "vs_fp32": speedup(fp32["rounds"], ours["rounds"]),
-            "vs_optimum_int8": speedup(int8["rounds"], ours["rounds"]),
-        }
-    rows["final"]["speedup"] = rows["final"]["latency"][0]["speedup"]
+    if plan.original_runs:
+        for row, *compared in zip(rows["final"]["latency"], *(times[name] for name in files), strict=True):
+            fp32, int8, ours = compared
+            row["speedup"] = {
+                "vs_fp32": speedup(fp32["rounds"], ours["rounds"]),
+                "vs_optimum_int8": speedup(int8["rounds"], ours["rounds"]),
+            }
+        rows["final"]["speedup"] = rows["final"]["latency"][0]["speedup"]
     if "without_kernels" in times:
         alone = {
             "latency": latency_row(times["without_kernels"])["latency"],
-            "speedup": speedup(times["original"][0]["rounds"], times["without_kernels"][0]["rounds"]),
             "rss_bytes": resident_bytes(timed["final"], target.batch[0], target.tokens[0], kernels=False),
         }
+        if plan.original_runs:
+            alone["speedup"] = speedup(times["original"][0]["rounds"], times["without_kernels"][0]["rounds"])
         rows["final"]["without_kernels"] = alone
     return rows["original"], rows["baseline_int8"], rows["final"]

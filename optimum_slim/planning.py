@@ -22,7 +22,7 @@ from optimum_slim.errors import DataError, RecipeError, SlimError
 from optimum_slim.model.anatomy import anatomy_of
 from optimum_slim.model.checkpoint import empty_model, find_model, load_config, load_tokenizer
 from optimum_slim.model.grids import grids_in, why_not_keeping
-from optimum_slim.model.memory import streamed_bytes, streams
+from optimum_slim.model.memory import fits, streamed_bytes, streams
 from optimum_slim.model.shape import Shape, shape_in, shape_of
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.model.surgery import reshape
@@ -76,6 +76,11 @@ class Plan:
     streamed: bool  # the model stays on the disk, and each step has one block at a time in memory
     original: PlannedStep = field(repr=False)
     steps: tuple[PlannedStep, ...] = field(repr=False)
+
+    @property
+    def original_runs(self) -> bool:
+        """Whether the original has room in this machine's memory as an ONNX file, to be timed and compared."""
+        return fits(self.original.predicted_bytes)
 
     def remaining(self, done: int) -> list[PlannedStep]:
         return list(self.steps[done:])
@@ -155,6 +160,11 @@ def planned(recipe: Recipe) -> Plan:
     model = _tried(mistakes, lambda: empty_model(copy.deepcopy(config)))
     streamed = model is not None and _streamed(recipe, model, mistakes)
     steps = _walk(recipe, model, taught_by or config, streamed, mistakes) if model is not None else []
+    if recipe.budget is not None and steps and not fits(steps[0].predicted_bytes):
+        mistakes.append(
+            "budget: is measured against the original as an ONNX file in fp32, which this machine's memory has no room "
+            "for; leave it out and name a precision"
+        )
     mistakes += _undecidable(recipe, model) + _unstorable(recipe, model) if model is not None else []
     if mistakes or task is None or tokenizer is None or teacher is None:
         raise RecipeError(mistakes)

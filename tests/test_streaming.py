@@ -12,6 +12,8 @@ import pytest
 import torch
 import yaml
 
+from optimum_slim.claims import check_claims
+from optimum_slim.commands.run import summary
 from optimum_slim.errors import RecipeError
 from optimum_slim.flow import slim
 from optimum_slim.model import memory
@@ -107,6 +109,36 @@ def test_memory_that_is_short_is_a_reason_to_stream(folder, monkeypatch):
     assert planned(recipe).streamed
     training = content(folder, memory="auto", steps=[{"train": {"max_steps": 1, "labels": 1.0}}])
     assert not planned(read_recipe(training)).streamed
+
+
+def test_an_original_that_memory_has_no_room_for_is_not_timed(folder, outputs, monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "RUN_COPIES", 10**9)
+    report = slim(read_recipe(content(folder)), tmp_path / "out")
+    whole = json.loads((outputs[0] / "slim_report.json").read_text())
+    assert not report.baseline_int8
+    assert "latency" not in report.original
+    assert "speedup" not in report.final
+    assert report.original["parameters"] == whole["original"]["parameters"]
+    assert report.original["file_bytes"] == pytest.approx(whole["original"]["file_bytes"], rel=0.3)
+    for name in ("original", "final"):  # judged all the same, but for the odds, which two files would be run for
+        for metric, value in getattr(report, name)["quality"].items():
+            assert value == pytest.approx(whole[name]["quality"][metric], rel=1e-4)
+    assert any("perplexity" in name for name in report.final["quality"])
+    assert (tmp_path / "out" / "model.onnx").read_bytes() == (outputs[0] / "model.onnx").read_bytes()
+    lines = summary("out", report)
+    assert "has no room here" in lines[1]
+    assert not any("fp32" in line or "optimum int8" in line for line in lines)
+    card, page = ((tmp_path / "out" / name).read_text() for name in ("README.md", "slim_report.html"))
+    assert "has no room in this machine's memory" in " ".join(card.split())
+    assert "speedup_vs_fp32" not in card
+    assert " as fast" not in card + page
+    assert all(claim.holds is not False for claim in check_claims(str(tmp_path / "out")))
+
+
+def test_a_budget_needs_room_for_the_original(folder, monkeypatch):
+    monkeypatch.setattr(memory, "RUN_COPIES", 10**9)
+    with pytest.raises(RecipeError, match="budget: is measured against the original"):
+        planned(read_recipe(content(folder, memory="whole", budget={"speedup": 1.5})))
 
 
 def test_a_streamed_step_is_foretold_to_need_less_memory(folder):

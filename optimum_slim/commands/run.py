@@ -110,10 +110,12 @@ def summary(output: str, report: Report) -> list[str]:
 
     final, lines = report.final, [f"{output}: {report.final['precision']}"]
     for name, row in (("original", report.original), ("optimum int8", report.baseline_int8), ("slim", final)):
+        if not row:
+            continue
         quality = ", ".join(f"{metric} {value:.4g}" for metric, value in row["quality"].items())
-        megabytes, p50 = row["file_bytes"] / 1e6, row["latency_ms"]["p50"]
-        lines.append(f"  {name:<13} {megabytes:8.1f} MB  p50 {p50:8.2f} ms  {quality}")
-    for row in final["latency"]:
+        p50 = f"p50 {row['latency_ms']['p50']:8.2f} ms" if "latency_ms" in row else "has no room here"
+        lines.append(f"  {name:<13} {row['file_bytes'] / 1e6:8.1f} MB  {p50:<15}  {quality}")
+    for row in final["latency"] if "speedup" in final else ():
         fp32, int8 = row["speedup"]["vs_fp32"], row["speedup"]["vs_optimum_int8"]
         where = f"{row['phase']}, batch {row['batch']}, {row['tokens']} tokens, {row['threads']} threads"
         lines.append(f"  {where}: {fp32['median']:.2f}x over fp32, {int8['median']:.2f}x over Optimum's int8")

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_slim.data.through import outputs_of
+from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.names import find_weights
 from optimum_slim.deploy.stored import read_graph
 from optimum_slim.errors import ModelError, VerifyError
 from optimum_slim.kernels.session import read_all_logits
 from optimum_slim.model.checkpoint import load_model
+from optimum_slim.model.memory import fits
 from optimum_slim.model.streamed import disk_of, held, parts_of
 from optimum_slim.tasks.task import Task
 
@@ -29,7 +31,7 @@ CLOSE = 1e-3  # of the largest output: fp32 exports agree to 1e-6, and a wrong w
 
 def load_ort(folder: Path, task: type[Task], threads: int = 0) -> Any:
     """The stock ORTModel of a folder, as it is judged: SlimLinear layers run by our kernels where they are built, and a
-    decoder gives the logits of all tokens.
+    decoder gives the logits of all tokens. Where memory has no room for it, its weights stay on the disk.
 
     Args:
         threads: of one inference; 0: ONNX Runtime's choice.
@@ -38,6 +40,9 @@ def load_ort(folder: Path, task: type[Task], threads: int = 0) -> Any:
         ModelError: it does not load.
     """
     options = read_all_logits(session_options(threads))
+    if not fits(onnx_bytes(folder / "model.onnx")):
+        # What lies beside the file is mapped, and used as it is: the system drops what it has no room for.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return getattr(optimum.onnxruntime, task.ort_class).from_pretrained(folder, session_options=options)
     except Exception as error:

@@ -15,6 +15,14 @@ Memory = Literal["auto", "whole", "streamed"]
 COPIES = 3  # of fp32 weights that a run holds at its fullest: the model, its ONNX graph, and what is made of that
 
 
+RUN_COPIES = 2  # of a file's weights that ONNX Runtime holds: as they stand there, and as its products want them
+
+
+def fits(size: int) -> bool:
+    """Whether ONNX Runtime can run a file of so many bytes in this machine's memory."""
+    return RUN_COPIES * size <= psutil.virtual_memory().total
+
+
 def streams(memory: Memory, model: PreTrainedModel) -> bool:
     """Whether a model of this size is to stay on the disk. `auto` asks for the machine's memory, not for what of it is
     free, so that the same machine always decides alike."""

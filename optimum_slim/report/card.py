@@ -51,7 +51,7 @@ def write_card(report: Report, folder: Path) -> None:
 def card_data(report: Report, library: str) -> ModelCardData:
     """The card's metadata; `library` is what the Hub shows how to load the folder with."""
     base, precision, source = base_model(report), report.final["precision"], report.recipe["data"]["source"]
-    results = eval_results(report)
+    results, speed = eval_results(report), report.final.get("speedup")
     return ModelCardData(
         # The Hub knows quantized, finetune, adapter and merge; whatever else was done, 8 bits are what one downloads.
         base_model=base["id"],
@@ -67,7 +67,7 @@ def card_data(report: Report, library: str) -> ModelCardData:
         slim={
             "file_bytes": report.final["file_bytes"],
             "parameters": report.final["parameters"],
-            "speedup_vs_fp32": float(report.final["speedup"]["vs_fp32"]["median"]),
+            **({"speedup_vs_fp32": float(speed["vs_fp32"]["median"])} if speed else {}),
         },
     )
 

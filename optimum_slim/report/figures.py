@@ -112,16 +112,19 @@ def budget_rows(report: Report) -> list[Row]:
 
 
 def comparison(report: Report) -> list[Row]:
-    """Rows of words {figure, original, baseline_int8, final, vs_fp32, vs_optimum_int8}: sizes and quality."""
+    """Rows of words {figure, original, baseline_int8, final, vs_fp32, vs_optimum_int8}: sizes and quality. What was not
+    measured is empty, as the speed of an original is that memory had no room for."""
     files: dict[str, Row] = {name: getattr(report, name) for name in FILES}
     before, int8, after = files.values()
     rows: list[Row] = []
     for figure, key, told_as in (("size of the ONNX file", "file_bytes", size), ("parameters", "parameters", count)):
-        told = {name: told_as(row[key]) for name, row in files.items()}
-        vs = {"vs_fp32": smaller(before[key], after[key]), "vs_optimum_int8": smaller(int8[key], after[key])}
+        told = {name: told_as(row[key]) if row else "" for name, row in files.items()}
+        against = {"vs_fp32": before, "vs_optimum_int8": int8}
+        vs = {name: smaller(row[key], after[key]) if row else "" for name, row in against.items()}
         rows.append({"figure": figure, **told, **vs})
     for metric in after["quality"]:
-        told = {n: number(row["quality"][metric]) if metric in row["quality"] else "" for n, row in files.items()}
+        known = {name: row.get("quality", {}) for name, row in files.items()}
+        told = {name: number(quality[metric]) if metric in quality else "" for name, quality in known.items()}
         rows.append({"figure": metric, **told, "vs_fp32": loss_words(report, metric, after), "vs_optimum_int8": ""})
     return rows
 
@@ -134,9 +137,12 @@ def headline(report: Report) -> list[Row]:
 
 def latencies(report: Report) -> list[Row]:
     """Rows as those of `comparison`: the median time at each point of the grid."""
+    files: dict[str, Row] = {name: getattr(report, name) for name in FILES}
     rows = []
     for at, point in enumerate(report.final["latency"]):
-        told = {name: milliseconds(getattr(report, name)["latency"][at]["p50"]) for name in FILES}
-        speed = {other: faster(point["speedup"][other]) for other in ("vs_fp32", "vs_optimum_int8")}
+        told = {
+            name: milliseconds(row["latency"][at]["p50"]) if "latency" in row else "" for name, row in files.items()
+        }
+        speed = {other: faster(point.get("speedup", {}).get(other)) for other in ("vs_fp32", "vs_optimum_int8")}
         rows.append({"figure": f"median time, {point_name(point)}", **told, **speed})
     return rows

@@ -19,7 +19,7 @@ from optimum_slim.report.figures import (
 )
 from optimum_slim.report.plots import latency_plots, quality_plots, size_plot
 from optimum_slim.report.report import Report, Row
-from optimum_slim.report.words import faster, number, point_name, size, smaller, template
+from optimum_slim.report.words import faster, milliseconds, number, point_name, size, smaller, template
 
 # Each part's colour goes by its place here, the same on every page.
 PARTS = ("embeddings", "attention", "feed-forward", "norms", "head", "other weights", "graph")
@@ -51,6 +51,9 @@ def headlines(report: Report) -> Iterator[Row]:
     told = f"{size(before['file_bytes'])} before, {size(after['file_bytes'])} after"
     yield {"figure": figure, "meaning": meaning, "told": told}
     for point in headline(report):
+        if "speedup" not in point:
+            yield {"figure": milliseconds(point["p50"]), "meaning": "a call", "told": point_name(point)}
+            continue
         figure, _, interval = faster(point["speedup"]["vs_fp32"]).partition(" ")
         against = faster(point["speedup"]["vs_optimum_int8"])
         told = f"{interval.strip('()')}; {against} over Optimum's int8; for {point_name(point)}"

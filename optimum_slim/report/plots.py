@@ -47,7 +47,8 @@ def stations(report: Report) -> Iterator[tuple[str, str, Row]]:
     for index, step in enumerate(report.steps, 1):
         yield f"{index}. {step['technique']}", "step", step
     yield f"{FILES['final']}, {report.final['precision']}", "final", report.final
-    yield FILES["baseline_int8"], "baseline_int8", report.baseline_int8
+    if report.baseline_int8:
+        yield FILES["baseline_int8"], "baseline_int8", report.baseline_int8
 
 
 def size_plot(report: Report) -> Plot:
@@ -67,7 +68,8 @@ def latency_plots(report: Report) -> Iterator[Plot]:
     for at, point in enumerate(report.final["latency"]):
         if any(point[key] != first[key] for key in ("batch", "tokens", "threads")):
             continue
-        rows = [(kind, getattr(report, kind)["latency"][at]) for kind in ("original", "final", "baseline_int8")]
+        files = [(kind, getattr(report, kind)) for kind in ("original", "final", "baseline_int8")]
+        rows = [(kind, row["latency"][at]) for kind, row in files if "latency" in row]
         longest = max(row["p90"] for _, row in rows)
         marks = [
             Mark(FILES[kind], milliseconds(row["p50"]), kind, 100 * row["p50"] / longest, 100 * row["p90"] / longest)
