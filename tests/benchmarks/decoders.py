@@ -122,7 +122,7 @@ def made(arguments: argparse.Namespace, recipe: dict[str, Any], key: str) -> dic
         steps_seconds, steps_peak = time.monotonic() - begun, peak_rss_bytes()
         fp32 = export_folder(model.cpu(), type(plan.task), work.scratch("fp32"))
         chosen = choose_precision(
-            model, fp32, work.kept("precision"), plan.recipe.deploy, None, True,
+            model, fp32, work.kept("precision"), plan.recipe.deploy, plan.validation, True,
             lambda: calibration(plan.task, arguments),
         )  # fmt: skip
         work.finish(chosen.folder)
