@@ -51,6 +51,13 @@ def exported(request, tmp_path_factory):
     return model, kind(model.config, load_tokenizer(source), DATA[request.param], source), folder
 
 
+def test_every_attention_with_a_cache_is_one_node(exported):
+    model, _, folder = exported
+    nodes = prepared(folder / "model.onnx").graph.node
+    cached = model.config.num_hidden_layers if model.config.model_type == "llama" else 0
+    assert sum(node.op_type == "Attention" for node in nodes) == cached
+
+
 def test_the_export_computes_what_torch_computes(exported):
     model, task, folder = exported
     found = load_ort(folder, type(task))

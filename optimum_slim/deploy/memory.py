@@ -99,8 +99,10 @@ def _thin(node: onnx.NodeProto, copy: onnx.ModelProto, rows: int, columns: int) 
     output = node.output[0]
     left, right, between = (f"{output}.{part}" for part in ("left", "right", "between"))
     draws = np.random.default_rng(zlib.crc32(output.encode()))
+    # Outputs are as large as inputs, and rows of a table as ones: larger ones would leave softmax one key each.
+    terms = {left: 1 if node.op_type == "Gather" else rows, right: RANK}
     for name, shape in ((left, (rows, RANK)), (right, (RANK, columns))):
-        values = draws.standard_normal(shape, np.float32) / np.float32(np.sqrt(min(shape)))
+        values = draws.standard_normal(shape, np.float32) / np.float32(np.sqrt(terms[name]))
         copy.graph.initializer.append(numpy_helper.from_array(values, name))
     if node.op_type == "Gather":
         first = helper.make_node("Gather", [left, node.input[1]], [between])

@@ -87,6 +87,14 @@ def test_a_thinned_graph_has_the_same_sizes_and_small_weights():
     assert all(np.array_equal(found[name], other[name]) for name in found)
 
 
+def test_values_stay_as_large_as_they_are():
+    """In deep models the small differences of rounding would grow with them."""
+    found = run(thinned(of_large_weights()), list(range(64)))
+    assert 0.5 < found["rows"].std() < 2
+    for name in ("product", "others"):
+        assert 0.5 < found[name].std() / found["rows"].std() < 2
+
+
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_integers_are_thinned_too(group_size):
     graph = of_large_weights()
