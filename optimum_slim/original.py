@@ -104,23 +104,23 @@ def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path
         timed["without_kernels"] = timed["final"]
     times = benchmark(timed, target, plan.causal, without_kernels=("without_kernels",))
     before = load_model(plan.folder, plan.streamed)
-    rows: dict[str, Row] = {
-        "original": {
-            "parameters": parameters_of(before),
-            "zeros": zeros_of(before),
-            "file_bytes": plan.original.predicted_bytes,
-            "quality": original.compared(None),
-        },
-        "baseline_int8": {},
-    }
-    for name, path in files.items():
-        counted = model if name == "final" else before
-        judged = None if name == "original" else load_ort(path, kind, threads)
-        rows[name] = {
+
+    def judged(counted: PreTrainedModel, size: int, ort: Any) -> Row:
+        return {
             "parameters": parameters_of(counted),
             "zeros": zeros_of(counted),
-            "file_bytes": onnx_bytes(path / "model.onnx"),
-            "quality": original.compared(judged),
+            "file_bytes": size,
+            "quality": original.compared(ort),
+        }
+
+    rows: dict[str, Row] = {}
+    if not plan.original_runs:
+        rows = {"original": judged(before, plan.original.predicted_bytes, None), "baseline_int8": {}}
+    for name, path in files.items():
+        counted = model if name == "final" else before
+        ort = None if name == "original" else load_ort(path, kind, threads)
+        rows[name] = {
+            **judged(counted, onnx_bytes(path / "model.onnx"), ort),
             **latency_row(times[name]),
             "rss_bytes": resident_bytes(path / "model.onnx", target.batch[0], target.tokens[0]),
         }

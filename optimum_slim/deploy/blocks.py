@@ -27,7 +27,6 @@ from optimum_slim.deploy.names import told_of
 from optimum_slim.deploy.wiring import attribute_of
 from optimum_slim.errors import ModelError
 from optimum_slim.kernels.blocked import (
-    BLOCKED_OPERATORS,
     ROUNDED,
     SIZES,
     STOCK,
@@ -38,7 +37,7 @@ from optimum_slim.kernels.blocked import (
     packed,
     stock_node,
 )
-from optimum_slim.kernels.joined import BLOCKED_JOINED, parted
+from optimum_slim.kernels.joined import BLOCKED_LINEARS, parted
 
 # 4: activations are rounded to 8 bits, a scale for each row and block. 1: they stay floats.
 AccuracyLevel = Literal[1, 4]
@@ -201,7 +200,7 @@ def set_level(graph: onnx.ModelProto, level: int) -> None:
 
 def _write_as_stock(graph: onnx.ModelProto) -> None:
     """Writes the functions of our products with weights in blocks where these stand, in place."""
-    functions = {one.name: one for one in graph.functions if one.name in (*BLOCKED_OPERATORS, *BLOCKED_JOINED)}
+    functions = {one.name: one for one in graph.functions if one.name in BLOCKED_LINEARS}
     for node in [one for one in graph.graph.node if one.op_type in functions]:
         nodes, names = inlined(node, functions[node.op_type]), [one.name for one in parted(node)]
         for one, name in zip((one for one in nodes if one.op_type == STOCK), names, strict=True):

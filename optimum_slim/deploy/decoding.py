@@ -22,8 +22,9 @@ from optimum_slim.kernels.attention import (
     CACHED_ATTRIBUTES,
     CACHED_INPUTS,
     CACHED_OPSET,
+    ROTARY_ATTENTION,
+    cached_attention_node,
     rotary_attention_function,
-    rotary_attention_node,
 )
 
 OPSET = CACHED_OPSET  # ONNX Runtime has it since 1.23
@@ -81,7 +82,7 @@ def own_cached_attention(graph: onnx.ModelProto) -> int:
         inputs = [query.input[0], key.input[0], *node.input[2:], *query.input[1:], *key.input[1:]]
         graph.graph.node.remove(query)
         graph.graph.node.remove(key)
-        replace_node(graph, node, rotary_attention_node(inputs, node.output, node.name, **attributes))
+        replace_node(graph, node, cached_attention_node(ROTARY_ATTENTION, inputs, node.output, node.name, **attributes))
         made += 1
     if made:
         add_functions(graph, [rotary_attention_function()])

@@ -11,9 +11,10 @@ from optimum_slim.deploy.graph import add_functions, opset_of, replace_node
 from optimum_slim.deploy.linears import activation_of
 from optimum_slim.deploy.wiring import Wiring
 from optimum_slim.kernels.attention import (
+    PACKED_ATTENTION,
     ROTARY_ATTENTION,
+    cached_attention_node,
     packed_attention_function,
-    packed_attention_node,
 )
 from optimum_slim.kernels.blocked import BLOCKED
 from optimum_slim.kernels.function import ACTIVATIONS, DOMAIN, PLAIN
@@ -44,7 +45,11 @@ def _join_projections(graph: onnx.ModelProto) -> list[str]:
             graph.graph.node.remove(old)
         attributes = {one.name: helper.get_attribute_value(one) for one in attention.attribute}
         inputs = [packed, *attention.input[3:6], *attention.input[_QUERY_ANGLES]]
-        replace_node(graph, attention, packed_attention_node(inputs, attention.output, attention.name, **attributes))
+        replace_node(
+            graph,
+            attention,
+            cached_attention_node(PACKED_ATTENTION, inputs, attention.output, attention.name, **attributes),
+        )
         made.append(joined.op_type)
     if made:
         add_functions(graph, [packed_attention_function()])

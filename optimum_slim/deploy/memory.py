@@ -14,8 +14,8 @@ from onnx import helper, numpy_helper
 from optimum_slim.deploy.machine import session_options
 from optimum_slim.deploy.stored import array_of, bare_copy, bytes_of
 from optimum_slim.deploy.wiring import attribute_of
-from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
-from optimum_slim.kernels.joined import BLOCKED_JOINED
+from optimum_slim.kernels.blocked import STOCK
+from optimum_slim.kernels.joined import BLOCKED_LINEARS
 
 SMALL = 1024  # bytes of an initializer that is told rather than lent
 RANK = 4  # of what stands for a large matrix
@@ -82,7 +82,7 @@ def _read_whole(graph: onnx.ModelProto) -> set[str]:
 
 def _sizes_of(node: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> tuple[int, int] | None:
     """Inputs and outputs of a product with a stored matrix, or rows and width of a table; None of other nodes."""
-    if node.op_type.startswith("SlimLinear") or node.op_type in (STOCK, *BLOCKED_OPERATORS, *BLOCKED_JOINED):
+    if node.op_type.startswith("SlimLinear") or node.op_type in (STOCK, *BLOCKED_LINEARS):
         return attribute_of(node, "K", 0), attribute_of(node, "N", 0)
     table = node.op_type == "Gather" and attribute_of(node, "axis", 0) == 0
     turned = attribute_of(node, "transA", 0) or attribute_of(node, "transB", 0)

@@ -16,8 +16,8 @@ from transformers.pytorch_utils import Conv1D
 from optimum_slim.deploy.export import onnx_bytes
 from optimum_slim.deploy.names import module_path
 from optimum_slim.deploy.wiring import attribute_of
-from optimum_slim.kernels.blocked import BLOCKED_OPERATORS, STOCK
-from optimum_slim.kernels.joined import BLOCKED_JOINED, parted
+from optimum_slim.kernels.blocked import STOCK
+from optimum_slim.kernels.joined import BLOCKED_LINEARS, parted
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.checkpoint import empty_model, load_config
 from optimum_slim.model.shape import shape_of
@@ -175,7 +175,7 @@ def _stored(tensor: TensorProto, nodes: list[onnx.NodeProto]) -> str:
             return "int8" if pattern == "dense" else f"int8 {pattern}"
         if node.op_type == "DequantizeLinear":
             return "int8 static"
-        if node.op_type in (STOCK, *BLOCKED_OPERATORS, *BLOCKED_JOINED):
+        if node.op_type in (STOCK, *BLOCKED_LINEARS):
             return f"{attribute_of(node, 'bits', None)}-bit blocks"
     kind = TensorProto.DataType.Name(tensor.data_type)
     return _STORED.get(kind, kind.lower())

@@ -51,19 +51,20 @@ def attention_function(opset: int = 18) -> FunctionProto:
     return helper.make_function(DOMAIN, ATTENTION, INPUTS, ["y"], body.nodes, imports, ["heads"])
 
 
-def rotary_attention_node(
-    inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
+def cached_attention_node(
+    op_type: str, inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
 ) -> NodeProto:
-    """A node; its inputs and outputs are the names of `ROTARY_INPUTS` and `CACHED_OUTPUTS`; its `CACHED_ATTRIBUTES`."""
-    return helper.make_node(ROTARY_ATTENTION, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
+    """A node of `ROTARY_ATTENTION` or `PACKED_ATTENTION`; its inputs and outputs are the names of `ROTARY_INPUTS` or
+    `PACKED_INPUTS`, and `CACHED_OUTPUTS`; its `CACHED_ATTRIBUTES`."""
+    return helper.make_node(op_type, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
 
 
 def rotary_attention_function() -> FunctionProto:
-    """Its function: ONNX's own RotaryEmbedding, of queries and of keys, and its Attention."""
+    """The function of SlimRotaryAttention: ONNX's own RotaryEmbedding, of queries and of keys, and its Attention."""
     nodes = []
     for name, heads in (("query", "q_num_heads"), ("key", "kv_num_heads")):
         turned = helper.make_node("RotaryEmbedding", [name, f"{name}_cos", f"{name}_sin"], [f"turned_{name}"])
-        turned.attribute.append(AttributeProto(name="num_heads", ref_attr_name=heads, type=AttributeProto.INT))
+        refer(turned, {"num_heads": AttributeProto.INT}, {"num_heads": heads})
         nodes.append(turned)
     nodes.append(helper.make_node("Attention", ["turned_query", "turned_key", *CACHED_INPUTS[2:]], CACHED_OUTPUTS))
     refer(nodes[-1], CACHED_ATTRIBUTES)
@@ -73,23 +74,15 @@ def rotary_attention_function() -> FunctionProto:
     )
 
 
-def packed_attention_node(
-    inputs: Sequence[str], outputs: Sequence[str], name: str = "", **attributes: Any
-) -> NodeProto:
-    """Likewise of `PACKED_INPUTS`: queries, keys and values are beside each other in the first."""
-    return helper.make_node(PACKED_ATTENTION, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
-
-
 def packed_attention_function() -> FunctionProto:
-    """Its function, for a model that has SlimRotaryAttention's: the values between are cut by the sizes of the past."""
+    """The function of SlimPackedAttention, for a model with SlimRotaryAttention's; the past tells a head's size."""
     body = Body()
     size = body.add("Shape", "past_key", start=3, end=4)
     heads, kv_heads = (body.add("Mul", body.attribute(name), size) for name in ("q_num_heads", "kv_num_heads"))
     widths = body.add("Concat", heads, kv_heads, kv_heads, axis=0)
-    parts = INPUTS[:3]
-    body.nodes.append(helper.make_node("Split", ["packed", widths], parts, axis=-1))
+    body.nodes.append(helper.make_node("Split", ["packed", widths], INPUTS[:3], axis=-1))
     angles = ["cos", "sin", "cos", "sin"]
-    body.nodes.append(rotary_attention_node([*CACHED_INPUTS, *angles], CACHED_OUTPUTS))
+    body.nodes.append(cached_attention_node(ROTARY_ATTENTION, [*CACHED_INPUTS, *angles], CACHED_OUTPUTS))
     refer(body.nodes[-1], CACHED_ATTRIBUTES)
     imports = [helper.make_opsetid("", CACHED_OPSET), helper.make_opsetid(DOMAIN, VERSION)]
     return helper.make_function(

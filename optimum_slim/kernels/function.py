@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,19 @@ def _function(op_type: str, opset: int, over_edge: bool) -> FunctionProto:
     return helper.make_function(DOMAIN, op_type, inputs, ["y"], body.nodes, imports, attributes)
 
 
-def refer(node: NodeProto, kinds: Mapping[str, AttributeProto.AttributeType]) -> None:
-    """Gives a node of a function the attributes that the function is called with, of these names and types."""
-    node.attribute.extend(AttributeProto(name=name, ref_attr_name=name, type=kind) for name, kind in kinds.items())
+def refer(
+    node: NodeProto,
+    kinds: Mapping[str, AttributeProto.AttributeType],
+    called: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Gives a node of a function the attributes that the function is called with, of these names and types.
+
+    Args:
+        called: the function's name for an attribute, where it is another.
+    """
+    node.attribute.extend(
+        AttributeProto(name=name, ref_attr_name=called.get(name, name), type=kind) for name, kind in kinds.items()
+    )
 
 
 class Body:

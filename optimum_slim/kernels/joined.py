@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from onnx import helper
 from onnx.onnx_pb import AttributeProto, FunctionProto, NodeProto
 
-from optimum_slim.kernels.blocked import BLOCKED, ROUNDED, SIZES, STOCK, STOCK_DOMAIN
-from optimum_slim.kernels.function import ACTIVATIONS, ATTRIBUTES, DOMAIN, ENDING_BODIES, INPUTS, PLAIN, VERSION, Body
+from optimum_slim.kernels.blocked import BLOCKED, BLOCKED_OPERATORS, ROUNDED, SIZES, STOCK, STOCK_DOMAIN
+from optimum_slim.kernels.function import (
+    ACTIVATIONS,
+    ATTRIBUTES,
+    DOMAIN,
+    ENDING_BODIES,
+    INPUTS,
+    PLAIN,
+    VERSION,
+    Body,
+    refer,
+)
 
 JOINED, GATED = "Joined", "Gated"
 PARTS = {JOINED: 3, GATED: 2}  # linears of a node
 LASTS = (JOINED, *(f"{activation}{GATED}" for activation in ACTIVATIONS))
 BLOCKED_JOINED = tuple(f"{BLOCKED}{last}" for last in LASTS)
+BLOCKED_LINEARS = (*BLOCKED_OPERATORS, *BLOCKED_JOINED)  # all that have weights in blocks
 JOINED_OPERATORS = (*(f"{plain}{last}" for plain in PLAIN for last in LASTS), *BLOCKED_JOINED)
 MULTIPLE = 16  # of which the outputs of each linear are one
 
@@ -85,10 +96,7 @@ def joined_function(op_type: str, opset: int = 21) -> FunctionProto:
         node = helper.make_node(
             STOCK if blocked else plain, inputs, [output], domain=STOCK_DOMAIN if blocked else DOMAIN
         )
-        node.attribute.extend(
-            AttributeProto(name=name, ref_attr_name=f"N{i}" if name == "N" else name, type=kind)
-            for name, kind in attributes.items()
-        )
+        refer(node, attributes, {"N": f"N{i}"})
         if blocked:
             node.attribute.append(helper.make_attribute("accuracy_level", ROUNDED))
         body.nodes.append(node)

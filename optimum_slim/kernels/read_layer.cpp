@@ -51,13 +51,20 @@ const PatternRow& pattern_of(const Node& node, Kind kind) {
   fail("attribute pattern", "'" + text + "'", "one of " + names);
 }
 
-// The initializers of one of a node's layers. Where it has several, their names end in its number.
+// One of a node's layers: its initializers and its outputs. Where there are several, their names end in its number.
 class Part {
  public:
-  Part(const Node& node, size_t first, const std::string& number) : node_(node), first_(first), number_(number) {}
+  Part(const Node& node, Join join, size_t number, size_t first)
+      : node_(node), joined_(join != Join::kNone), number_(joined_ ? std::to_string(number) : ""), first_(first) {}
 
   std::string called(const char* name) const { return name + number_; }
 
+  int64_t outputs() const {
+    const std::string name = called("N");
+    const int64_t unit = joined_ ? kOutputsTogether : 1, outputs = node_.integer(name.c_str(), unit, kMostOutputs);
+    if (outputs % unit) fail("attribute " + name, std::to_string(outputs), "a multiple of " + std::to_string(unit));
+    return outputs;
+  }
   int64_t first_dimension(size_t index, const char* name) const {
     return node_.first_dimension(first_ + index, called(name).c_str());
   }
@@ -73,34 +80,28 @@ class Part {
 
  private:
   const Node& node_;
-  size_t first_;
+  bool joined_;
   std::string number_;
+  size_t first_;
 };
 
-int64_t outputs_of_part(const Node& node, Join join, int part) {
-  if (join == Join::kNone) return node.integer("N", 1, kMostOutputs);
-  const std::string name = "N" + std::to_string(part);
-  const int64_t outputs = node.integer(name.c_str(), kOutputsTogether, kMostOutputs);
-  if (outputs % kOutputsTogether)
-    fail("attribute " + name, std::to_string(outputs), "a multiple of " + std::to_string(kOutputsTogether));
-  return outputs;
+// The layer of a node that has several. Its N tells how many outputs it has.
+Layer together(const Node& node, const std::vector<Layer>& parts, Join join) {
+  const bool gated = join == Join::kGated;
+  int64_t outputs = parts[0].outputs;
+  if (gated && parts[1].outputs != outputs)
+    fail("attribute N1", std::to_string(parts[1].outputs), std::to_string(outputs) + ", as N0");
+  if (!gated)
+    for (size_t i = 1; i < parts.size(); ++i) outputs += parts[i].outputs;
+  node.integer("N", outputs, outputs);
+  Layer layer = joined(parts, gated ? kOutputsTogether : kMostOutputs);
+  layer.gated = gated;
+  return layer;
 }
 
-// Needs all parts. The node's N tells how many outputs it has.
 Layer whole_of(const Node& node, std::vector<Layer> parts, Ending ending, Join join) {
-  int64_t outputs = 0, most = 0;
-  for (const Layer& part : parts) outputs += part.outputs, most = std::max(most, part.outputs);
-  if (join == Join::kGated) {
-    if (parts[0].outputs != parts[1].outputs)
-      fail("attribute N1", std::to_string(parts[1].outputs), std::to_string(parts[0].outputs) + ", as N0");
-    outputs = parts[0].outputs;
-  }
-  node.integer("N", outputs, outputs);
-  Layer layer = join == Join::kNone     ? std::move(parts[0])
-                : join == Join::kBeside ? joined(parts, most)
-                                        : joined(parts, kOutputsTogether);
+  Layer layer = join == Join::kNone ? std::move(parts[0]) : together(node, parts, join);
   layer.ending = ending;
-  layer.gated = join == Join::kGated;
   return layer;
 }
 
@@ -239,9 +240,9 @@ Layer read_layer(const Node& node, const Form& form) {
 
   std::vector<Layer> parts(parts_of(join), layer);
   for (int i = 0; i < parts_of(join); ++i) {
-    const Part part(node, 1 + 4 * i, join == Join::kNone ? "" : std::to_string(i));
+    const Part part(node, join, i, 1 + 4 * i);
     Layer& one = parts[i];
-    one.outputs = outputs_of_part(node, join, i);
+    one.outputs = part.outputs();
     one.scale = part.floats(2, "scale", {one.outputs, one.groups});
     one.bias = part.floats(3, "bias", {one.outputs});
     switch (kind) {
@@ -280,10 +281,9 @@ Layer read_blocked_layer(const Node& node, Ending ending, Join join) {
 
   std::vector<Layer> parts(layers, layer);
   for (size_t i = 0; i < layers; ++i) {
-    const std::string number = join == Join::kNone ? "" : std::to_string(i);
-    const Part part(node, 1 + 2 * i, number);
+    const Part part(node, join, i, 1 + 2 * i);
     Layer& one = parts[i];
-    one.outputs = outputs_of_part(node, join, static_cast<int>(i));
+    one.outputs = part.outputs();
     const uint8_t* values = part.bytes(0, "values", {one.outputs, one.groups, size * one.bits / 8});
     one.scale = part.floats(1, "scales", {one.outputs * one.groups}, {one.outputs, one.groups});
     int64_t at = 0;
@@ -296,7 +296,7 @@ Layer read_blocked_layer(const Node& node, Ending ending, Join join) {
       fail("the number of inputs", std::to_string(count),
            std::to_string(least) + " where bits is 8: the zero point is 128");
     const int64_t stride = (one.groups + 1) / 2;
-    const uint8_t* zero_points = Part(node, least + i, number).bytes(0, "zero_points", {one.outputs, stride});
+    const uint8_t* zero_points = Part(node, join, i, least + i).bytes(0, "zero_points", {one.outputs, stride});
     one.zero_points.resize(one.outputs * one.groups);
     for (int64_t n = 0; n < one.outputs; ++n)
       for (int64_t g = 0; g < one.groups; ++g) one.zero_points[n * one.groups + g] = half_of(zero_points + n * stride, g);

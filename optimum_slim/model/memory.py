@@ -13,8 +13,6 @@ from optimum_slim.model.streamed import parts_of
 Memory = Literal["auto", "whole", "streamed"]
 
 COPIES = 3  # of fp32 weights that a run holds at its fullest: the model, its ONNX graph, and what is made of that
-
-
 RUN_COPIES = 2  # of a file's weights that ONNX Runtime holds: as they stand there, and as its products want them
 
 

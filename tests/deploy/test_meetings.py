@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from optimum_slim.deploy.blocks import set_level
 from optimum_slim.deploy.export import export
 from optimum_slim.deploy.glue import observed
+from optimum_slim.deploy.joined import join_linears
 from optimum_slim.deploy.lowering import lower
 from optimum_slim.deploy.meetings import fuse_meetings
 from optimum_slim.deploy.norms import fuse_rms_norms
@@ -81,6 +82,12 @@ def test_what_is_parted_again_is_as_it_was(made, tmp_path):
     assert all(one.name.endswith("/MatMul_Q4") for one in graph.graph.node if one.op_type == "SlimMatMulNBits")
     for found, right in zip(answers(graph), wanted, strict=True):
         np.testing.assert_allclose(found, right, rtol=0, atol=1e-5 * np.abs(right).max())
+    again = onnx.ModelProto()
+    again.CopyFrom(graph)
+    join_linears(again)
+    fuse_meetings(again)
+    for found, right in zip(answers(again), wanted, strict=True):
+        np.testing.assert_array_equal(found, right)
     assert fuse_meetings(graph) == (0 if family in BIASED else sum(FOUND[family][:2]))
     set_level(graph, 1)
     assert not any(node.op_type.startswith("SlimMatMulNBits") for node in graph.graph.node)

@@ -12,14 +12,15 @@ from onnx.onnx_pb import FunctionProto, ModelProto, NodeProto, TensorProto
 from optimum_slim.kernels.attention import (
     CACHED_OPSET,
     CACHED_OUTPUTS,
+    PACKED_ATTENTION,
     PACKED_INPUTS,
+    ROTARY_ATTENTION,
     ROTARY_INPUTS,
     attention_function,
     attention_node,
+    cached_attention_node,
     packed_attention_function,
-    packed_attention_node,
     rotary_attention_function,
-    rotary_attention_node,
 )
 from optimum_slim.kernels.function import DOMAIN
 from optimum_slim.kernels.norm import RMS_NORM, residual_norm_function, residual_norm_node, rms_norm_function
@@ -34,14 +35,17 @@ def attention_model(heads: int) -> ModelProto:
 
 
 def rotary_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
-    ranks = {name: 4 if name in ("mask", "past_key", "past_value") else 3 for name in ROTARY_INPUTS}
-    node = rotary_attention_node(ROTARY_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
-    return _model_of(node, ranks, [rotary_attention_function()], CACHED_OPSET, {"mask": TensorProto.BOOL})
+    return _cached_model(ROTARY_ATTENTION, ROTARY_INPUTS, heads, kv_heads, scale)
 
 
 def packed_attention_model(heads: int, kv_heads: int, scale: float = 0.25) -> ModelProto:
-    ranks = {name: 4 if name in ("mask", "past_key", "past_value") else 3 for name in PACKED_INPUTS}
-    node = packed_attention_node(PACKED_INPUTS, CACHED_OUTPUTS, q_num_heads=heads, kv_num_heads=kv_heads, scale=scale)
+    return _cached_model(PACKED_ATTENTION, PACKED_INPUTS, heads, kv_heads, scale)
+
+
+def _cached_model(op_type: str, inputs: Sequence[str], heads: int, kv_heads: int, scale: float) -> ModelProto:
+    ranks = {name: 4 if name in ("mask", "past_key", "past_value") else 3 for name in inputs}
+    sizes = {"q_num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
+    node = cached_attention_node(op_type, inputs, CACHED_OUTPUTS, **sizes)
     functions = [rotary_attention_function(), packed_attention_function()]
     return _model_of(node, ranks, functions, CACHED_OPSET, {"mask": TensorProto.BOOL})
 
