@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import json
 import logging
 import os
 import sys
+import threading
 import traceback
 import warnings
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -46,7 +50,8 @@ class Verb(BaseOptimumCLICommand):
         silence(self.args.quiet)
 
         try:
-            self.work()
+            with _ctrl_c_is_heard():
+                self.work()
         except SlimError as error:
             if self.args.debug:
                 traceback.print_exc()
@@ -84,6 +89,29 @@ def add_recipe_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, e.g. steps.0.ratio=0.5"
     )
+
+
+@contextlib.contextmanager
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Inside, a Ctrl-C that Python gets during `__del__` or the callback of a weak reference, of which training has
+    many, stops the work all the same; Python itself prints it as ignored and goes on."""
+    tell, again = sys.unraisablehook, []
+
+    def heard(ignored: sys.UnraisableHookArgs) -> None:
+        if issubclass(ignored.exc_type, KeyboardInterrupt):
+            # At once it would be raised in here, and ignored again.
+            again.append(threading.Timer(0.05, _thread.interrupt_main))
+            again[-1].start()
+        else:
+            tell(ignored)
+
+    sys.unraisablehook = heard
+    try:
+        yield
+    finally:
+        sys.unraisablehook = tell
+        for timer in again:
+            timer.cancel()
 
 
 def _quiet_libraries() -> None:

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 import yaml
 
 import optimum_slim
+from optimum_slim.commands.plan import PlanCommand
 from optimum_slim.commands.run import ended
 from optimum_slim.commands.slim import SlimCommand
 from optimum_slim.kernels.library import library_path
@@ -173,16 +175,51 @@ def test_a_result_that_is_not_good_enough_has_exit_code_1(folder, tmp_path):
 def test_ctrl_c_leaves_a_run_that_goes_on(folder, tmp_path):
     steps = "steps=[prune.layers: {keep: 2}, train: {max_steps: 1000000, labels: 1}]"
     given = ["run", folder / "quick.yaml", "--model", folder / "model", "--data", folder / "texts", "--set", steps]
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with subprocess.Popen([CLI, "slim", *given, "-o", tmp_path / "out"], stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not (tmp_path / "out.partial" / "training-02").exists():
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        told = process.communicate()[1]
+        signal.signal(signal.SIGINT, heeded)
+        try:
+            while process.poll() is None and not (tmp_path / "out.partial" / "training-02").exists():
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            told = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "stopped; the same command goes on from where it was" in told
     assert "Traceback" not in told
     assert (tmp_path / "out.partial" / "step-01" / "model.safetensors").exists()
     assert not (tmp_path / "out").exists()
+
+
+class Last:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+
+def watched():
+    return weakref.ref(Last(), lambda _: signal.raise_signal(signal.SIGINT))
+
+
+@pytest.mark.parametrize("end", [Last, watched], ids=["__del__", "a weak reference"])
+def test_ctrl_c_is_heard_where_python_ignores_it(end, monkeypatch, capsys):
+    worked = []
+
+    def work(verb):
+        nobody = end()
+        del nobody
+        worked.append(True)
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    monkeypatch.setattr(PlanCommand, "work", work)
+    hook = sys.unraisablehook
+    with pytest.raises(SystemExit) as ended:
+        parsed("plan", "encoder-fast").run()
+    assert ended.value.code == 130
+    assert worked
+    assert capsys.readouterr().err == "stopped\n"
+    assert sys.unraisablehook is hook
 
 
 def test_quiet_tells_the_result_alone(folder, tmp_path):
