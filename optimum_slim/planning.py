@@ -24,6 +24,7 @@ from optimum_slim.model.checkpoint import empty_model, find_model, load_config, 
 from optimum_slim.model.grids import grids_in, why_not_keeping
 from optimum_slim.model.memory import fits, streamed_bytes, streams
 from optimum_slim.model.shape import Shape, shape_in, shape_of
+from optimum_slim.model.shards import stored_bytes
 from optimum_slim.model.sparsity import sparsity_in
 from optimum_slim.model.surgery import reshape
 from optimum_slim.model.vocabulary import kept_tokens_in
@@ -100,14 +101,21 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Bytes that the workspace holds at its fullest, roughly."""
-        original, last = 4 * self.original.parameters, 4 * [self.original, *self.steps][-1].parameters
-        # Weights and AdamW's two moments; a new checkpoint is written before the one before it goes.
+        last = [self.original, *self.steps][-1]
+        first, fp32 = 4 * self.original.parameters, 4 * last.parameters
+        # Steps leave a streamed model in the type that it came in.
+        saved = stored_bytes(self.folder) if self.streamed else first
+        # The original in fp32 and in int8; a new checkpoint is written before the one before it goes.
+        held = (2 * first if self.original_runs else 0) + (2 * saved if self.steps else 0)
+        # Weights and AdamW's two moments.
         training = [12 * step.parameters for step in self.steps if "training_data" in step.asks]
-        # The original in fp32 and int8, the last two checkpoints; the slim model in fp32, with less to compute, as
-        # candidates and as result; before its zeros; and what a budget's search tries, each larger than the one before.
-        zeros = last if self.zeros_last < len(self.steps) else 0
-        search = 8 * last if self.recipe.budget is not None else 0
-        return 4 * original + sum(training) + max(training, default=0) + 5 * last + zeros + search
+        held += sum(training) + max(training, default=0)
+        held += fp32 if self.zeros_last < len(self.steps) else 0  # the model before its zeros
+        # What a budget's search tries, each larger than the one before.
+        held += 8 * fp32 if self.recipe.budget is not None else 0
+        # The slim model in fp32; with less to compute and as candidates, or as the one file; and as a result.
+        several = self.recipe.deploy.settled == "auto" or self.recipe.budget is not None
+        return held + fp32 + (3 * fp32 if several else last.predicted_bytes) + saved
 
     @property
     def zeros_last(self) -> int:
@@ -225,7 +233,7 @@ def _streamed(recipe: Recipe, model: PreTrainedModel, mistakes: list[str]) -> bo
             mistakes.append(f"memory: streamed: {', '.join(whole)} needs the whole model in memory; use memory: whole")
         if recipe.device == "cuda":
             mistakes.append("memory: streamed computes on the CPU; leave device out, or use memory: whole")
-    return not whole and bool(recipe.steps) and recipe.device != "cuda" and streams(recipe.memory, model)
+    return not whole and recipe.device != "cuda" and streams(recipe.memory, model)
 
 
 def _walk(

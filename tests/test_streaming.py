@@ -107,6 +107,7 @@ def test_memory_that_is_short_is_a_reason_to_stream(folder, monkeypatch):
     assert not planned(recipe).streamed
     monkeypatch.setattr(memory, "COPIES", 10**9)
     assert planned(recipe).streamed
+    assert planned(read_recipe(content(folder, memory="auto", steps=[]))).streamed
     training = content(folder, memory="auto", steps=[{"train": {"max_steps": 1, "labels": 1.0}}])
     assert not planned(read_recipe(training)).streamed
 
@@ -133,6 +134,22 @@ def test_an_original_that_memory_has_no_room_for_is_not_timed(folder, outputs, m
     assert "speedup_vs_fp32" not in card
     assert " as fast" not in card + page
     assert all(claim.holds is not False for claim in check_claims(str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("runs", [True, False], ids=["an original that runs", "one without room"])
+@pytest.mark.parametrize("steps", [STEPS, []], ids=["steps", "no steps"])
+def test_the_disk_is_foretold(folder, monkeypatch, tmp_path, runs, steps):
+    if not runs:
+        monkeypatch.setattr(memory, "RUN_COPIES", 10**9)
+    recipe, held = read_recipe(content(folder, steps=steps)), []
+
+    def look(_):
+        files = {path.stat().st_ino: path for path in (tmp_path / "out.partial").rglob("*") if path.is_file()}
+        held.append(sum(path.stat().st_size for path in files.values() if path.suffix != ".json"))
+
+    slim(recipe, tmp_path / "out", say=look)
+    graphs = 4 * 500_000  # of a tiny model its nodes are most of a file
+    assert max(held) - graphs < planned(recipe).disk_bytes < 4 * max(held)
 
 
 def test_a_budget_needs_room_for_the_original(folder, monkeypatch):

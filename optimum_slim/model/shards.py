@@ -43,6 +43,15 @@ def find_tensors(folder: Path) -> dict[str, Place]:
     return found
 
 
+def stored_bytes(folder: Path) -> int:
+    """Size of a checkpoint's files.
+
+    Raises:
+        ModelError: as `find_tensors`.
+    """
+    return sum(path.stat().st_size for path in {place.path for place in find_tensors(folder).values()})
+
+
 def shard_name(number: int, count: int) -> str:
     """The name that the Hub gives to a shard, counted from 1."""
     return f"model-{number:05d}-of-{count:05d}.safetensors"
