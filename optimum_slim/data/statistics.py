@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from optimum_slim.data.through import Statistic, Text, on_their_way, send_on, statistics_of
+from optimum_slim.data.through import Batch, Statistic, Text, in_groups, on_their_way, send_on, statistics_of
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.shape import in_features
-from optimum_slim.model.streamed import held
+from optimum_slim.model.streamed import HEAD, OUTSIDE, held
 from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
 GRAM_BYTES = 2**29  # of second moments that are held at a time
 
-Batches = Sequence[Mapping[str, Tensor]]
+Batches = Sequence[Batch]
 
 
 @torch.no_grad()
@@ -113,6 +113,52 @@ def block_influences(model: PreTrainedModel, batches: Batches) -> Tensor:
                 turns[block.index] += (1 - cosines).sum().cpu()
                 text.states = after
     return turns / sum(int(text.real.sum()) for text in texts)
+
+
+@torch.no_grad()
+def losses_without(model: PreTrainedModel, batches: Batches, gone: Collection[int] = ()) -> Tensor:
+    """What a decoder loses at the next tokens of the texts while one of its blocks is left out: the metric by which
+    SLEB (arXiv:2402.09025, eq. 1) finds redundant blocks. One way through the blocks serves all of them.
+
+    Args:
+        batches: tokenized texts with an `attention_mask`. gone: blocks that are left out already.
+
+    Returns:
+        Mean negative log-likelihood of all real tokens but the first of a text, in nats, by the block that is left out:
+        float32 [blocks]; infinite for those that are gone.
+    """
+    # Text by text, as the logits of a batch would fill the memory.
+    texts = [
+        {key: value[at : at + 1] for key, value in batch.items()}
+        for batch in batches
+        for at in range(len(batch["input_ids"]))
+    ]
+    blocks = list(blocks_of(model))
+    left = [block for block in blocks if block.index not in gone]
+    nats, tokens = torch.full([len(blocks)], torch.inf), 0
+    nats[[block.index for block in left]] = 0
+    bar = progress(None, "leaving layers out", total=len(texts) * len(left))
+    for group in in_groups(model, texts, len(left) + 1):
+        on_way, without = on_their_way(model, group), [dict[int, Tensor]() for _ in group]
+        for block in left:
+            with held(model, block.name):
+                for text, others in zip(on_way, without, strict=True):
+                    whole = text.states
+                    for other, text.states in others.items():
+                        others[other] = text.through(block)
+                    text.states = others[block.index] = whole
+                    text.states = text.through(block)
+                    bar.update()
+        with held(model, OUTSIDE, HEAD):
+            for text, others in zip(on_way, without, strict=True):
+                told = text.real[0, :-1] & text.real[0, 1:]
+                tokens += int(told.sum())
+                for other, text.states in others.items():
+                    logits = text.outputs(model).logits[0, :-1][told]
+                    truth = text.inputs["input_ids"][0, 1:][told]
+                    nats[other] += nn.functional.cross_entropy(logits.float(), truth, reduction="sum").cpu()
+    bar.close()
+    return nats / tokens
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from optimum_slim.progress import progress
 STATE_BYTES = 2**29  # of states of a streamed model that are held at a time where there is a choice
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class Text:
     real: Tensor  # bool [batch, tokens]
     calls: Calls  # what each block is given besides: masks, positions
 
-    def __init__(self, model: PreTrainedModel, batch: Mapping[str, Tensor]):
+    def __init__(self, model: PreTrainedModel, batch: Batch):
         """Takes a batch to the first block.
 
         Args:
             model: with what stands outside its blocks held. batch: with an `attention_mask` [batch, tokens].
         """
         inputs = {key: value.to(device_of(model)) for key, value in batch.items()}
-        self.inputs = inputs | ({"use_cache": False} if anatomy_of(model).causal else {})
+        self.inputs: dict[str, Any] = inputs | ({"use_cache": False} if anatomy_of(model).causal else {})
         self.real = inputs["attention_mask"].bool()
         self.calls = []
         self.in_tuple = True  # whether blocks give their states as the first of several results
@@ -89,7 +90,7 @@ class _LastBlockReached(Exception):  # noqa: N818  it is no error
     """What comes after the last block need not run."""
 
 
-def on_their_way(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> list[Text]:
+def on_their_way(model: PreTrainedModel, batches: Iterable[Batch]) -> list[Text]:
     """Texts at the first block."""
     with torch.no_grad(), held(model, OUTSIDE):
         return [Text(model, batch) for batch in batches]
@@ -167,18 +168,15 @@ def relative_error(error: float, size: float) -> float:
 
 
 @torch.no_grad()
-def outputs_of(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Any]:
+def outputs_of(model: PreTrainedModel, batches: Sequence[Batch]) -> Iterator[Any]:
     """The outputs of a streamed model for each batch, in order. All blocks are read once for as many batches as
     `STATE_BYTES` allow.
 
     Args:
         batches: as for `Text`.
     """
-    left = list(batches)
-    while left:
-        sizes = [4 * batch["attention_mask"].numel() * model.config.hidden_size for batch in left]
-        count = max(1, sum(total <= STATE_BYTES for total in accumulate(sizes)))
-        texts, left = on_their_way(model, left[:count]), left[count:]
+    for group in in_groups(model, batches):
+        texts = on_their_way(model, group)
         for block in progress(list(blocks_of(model)), "block by block"):
             with held(model, block.name):
                 for text in texts:
@@ -186,6 +184,20 @@ def outputs_of(model: PreTrainedModel, batches: Sequence[Mapping[str, Tensor]]) 
         with held(model, OUTSIDE, HEAD):
             for text in texts:
                 yield text.outputs(model)
+
+
+def in_groups(model: PreTrainedModel, batches: Sequence[Batch], copies: int = 1) -> Iterator[list[Batch]]:
+    """The batches in order, as many at a time as `STATE_BYTES` allow to be on their way together.
+
+    Args:
+        copies: of its states that each batch has.
+    """
+    left = list(batches)
+    while left:
+        sizes = [4 * copies * batch["attention_mask"].numel() * model.config.hidden_size for batch in left]
+        count = max(1, sum(total <= STATE_BYTES for total in accumulate(sizes)))
+        yield left[:count]
+        left = left[count:]
 
 
 @contextmanager

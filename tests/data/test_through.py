@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from optimum_slim.data import through
-from optimum_slim.data.statistics import block_influences, grams_in_turn, moments_across
+from optimum_slim.data.statistics import block_influences, grams_in_turn, losses_without, moments_across
 from optimum_slim.data.through import outputs_of, relative_error
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.model.checkpoint import load_model
+from optimum_slim.model.surgery import keep_layers
 from optimum_slim.model.turns import block_rows
 from tests.data.whole import input_grams
 from tests.tiny import FAMILIES, mostly_slow, save_tiny, tiny, token_batches
@@ -55,6 +58,29 @@ def test_influences_are_those_of_a_whole_pass():
                  for one, batch in zip(states, batches, strict=True)]  # fmt: skip
         cosines = torch.cat([torch.cosine_similarity(before, after, dim=-1) for before, after in pairs])
         assert float(found) == pytest.approx(float((1 - cosines).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("gone", [(), (1,)], ids=["all", "one gone"])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_losses_without_a_block_are_those_of_a_model_that_lacks_it(family, gone, padding, monkeypatch):
+    model, batches = tiny(family), token_batches(padding=padding)
+    monkeypatch.setattr(through, "STATE_BYTES", 40_000)  # a few texts at a time
+    found = losses_without(model, batches, gone)
+    for block in range(3):
+        less, total, count = copy.deepcopy(model), 0.0, 0
+        if block in gone:
+            assert found[block] == torch.inf
+            continue
+        keep_layers(less, [index for index in range(3) if index != block and index not in gone])
+        for batch in batches:
+            real = batch["attention_mask"].bool()
+            told = real[:, :-1] & real[:, 1:]
+            with torch.no_grad():
+                logits = less(**batch).logits[:, :-1][told]
+            total += float(torch.nn.functional.cross_entropy(logits, batch["input_ids"][:, 1:][told], reduction="sum"))
+            count += int(told.sum())
+        assert float(found[block]) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_the_error_of_a_block_is_a_share_of_what_it_adds():

@@ -31,6 +31,7 @@ SIX_HEADS = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads":
 CASES = {
     "layers evenly": (Layers(ratio=0.3), ("distilbert", "gpt2")),
     "layers by influence": (Layers(keep=2, which="influence"), ("roberta", "qwen3")),
+    "layers by loss": (Layers(keep=2, which="loss"), ("opt", "qwen3")),
     "layers listed": (Layers(which=[0, 2]), ("bert", "qwen2")),
     "heads": (Heads(ratio=0.5, refit=False), ("bert", "opt")),
     "heads of some layers": (Heads(ratio=0.5, ignore_layers=(0,)), ("distilbert", "llama")),
@@ -55,6 +56,7 @@ CASES = {
 IDLE = (
     Layers(ratio=0.0),
     Layers(keep=3, which="influence"),
+    Layers(keep=3, which="loss"),
     Layers(which=[0, 1, 2]),
     Heads(ratio=0.0),
     FFN(ratio=0.0, round_to=7),
@@ -69,7 +71,8 @@ IDLE = (
 
 def matrix():
     for name, (technique, shown) in CASES.items():
-        for family in GROUPED if isinstance(technique, KVHeads) else DECODERS if name.endswith("AWQ") else FAMILIES:
+        decoders = GROUPED if isinstance(technique, KVHeads) else DECODERS if name.endswith(("AWQ", "loss")) else ()
+        for family in decoders or FAMILIES:
             marks = () if family in shown else pytest.mark.slow
             yield pytest.param(technique, family, id=f"{name}-{family}", marks=marks)
 
@@ -109,6 +112,7 @@ REFUSED = [
     (KVHeads(keep=2, how="merge"), "llama", SIX_HEADS, "layer 0: 3 key/value heads cannot merge evenly into 2"),
     (Heads(keep=3), "llama", {}, "keep must be a multiple of the 2 key/value heads, not 3"),
     (Layers(which=[0, 5]), "bert", {}, "which: there is no layer 5; the model has layers 0 to 2"),
+    (Layers(keep=2, which="loss"), "bert", {}, "which: loss is that of next tokens, which this model does not tell"),
     (Layers(ratio=0.5), "gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales attention by a layer's number"),
     (learning(labels=1.0), "xlm-roberta", {}, "an embedder has no loss of its own"),
     (Wanda(targets=("ffn", "*.down_proj")), "bert", {}, "targets: '*.down_proj' matches no linear; give attention"),

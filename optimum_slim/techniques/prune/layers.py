@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from optimum_slim.data.statistics import Batches, block_influences, moments_across
-from optimum_slim.model.anatomy import norms_first
+from optimum_slim.data.statistics import Batches, block_influences, losses_without, moments_across
+from optimum_slim.model.anatomy import anatomy_of, norms_first
 from optimum_slim.model.grids import why_not_keeping
 from optimum_slim.model.shape import Shape, shape_of
 from optimum_slim.model.surgery import keep_layers
@@ -21,10 +21,12 @@ from optimum_slim.techniques.technique import Technique
 @dataclass(frozen=True)
 class PruneLayers(Technique):
     """Keep layers that are evenly spread (as DistilBERT is made, arXiv:1910.01108), that turn their input most on the
-    calibration texts (block influence, ShortGPT, arXiv:2403.03853, eq. 1), or that a list names.
+    calibration texts (block influence, ShortGPT, arXiv:2403.03853, eq. 1), without which a decoder loses most there
+    (SLEB, arXiv:2402.09025, algorithm 1), or that a list names.
 
     - prune.layers: {ratio: 0.5}
     - prune.layers: {ratio: 0.1, which: influence}
+    - prune.layers: {ratio: 0.1, which: loss, refit: true}
     - prune.layers: {which: [0, 2, 4]}
     """
 
@@ -33,7 +35,7 @@ class PruneLayers(Technique):
 
     ratio: float | None = None  # share of the layers to remove
     keep: int | None = None  # or how many stay
-    which: Literal["evenly", "influence"] | list[int] = "evenly"  # or the numbers of those that stay
+    which: Literal["evenly", "influence", "loss"] | list[int] = "evenly"  # or the numbers of those that stay
     refit: bool = False  # the layer before makes up for those that go, on the calibration texts; without a train step
 
     def mistakes(self) -> Iterator[str]:
@@ -50,24 +52,28 @@ class PruneLayers(Technique):
             yield f"which: there is no layer {self.which[-1]}; the model has layers 0 to {len(shape.blocks) - 1}"
         if getattr(config, "scale_attn_by_inverse_layer_idx", False):
             yield "this model scales attention by a layer's number, so its layers cannot be renumbered"
+        if self.which == "loss" and not anatomy_of(config).causal:
+            yield "which: loss is that of next tokens, which this model does not tell; use influence"
         if self.refit:
             yield from why_not_keeping(config)
             if norms_first(config) is None:
                 yield "refit: this model's norms come behind what its layers add, which cannot be made up for before"
 
     def shape_after(self, shape: Shape) -> Shape:
-        """Of the layers that stay by influence only the number is known before the texts are seen."""
+        """Of the layers that stay by influence or loss only the number is known before the texts are seen."""
         kept = self._places(len(shape.blocks))
         return Shape(tuple(shape.blocks[index] for index in kept), shape.head_dim)
 
     def asks(self) -> tuple[str, ...]:
-        return super().asks() if self.refit or self.which == "influence" else ()
+        return super().asks() if self.refit or self.which in ("influence", "loss") else ()
 
     def apply(self, model: PreTrainedModel, calibration_data: Batches = ()) -> None:
         total = len(shape_of(model).blocks)
         kept = self._places(total)
         if self.which == "influence":
             kept = highest(block_influences(model, calibration_data), len(kept))
+        elif self.which == "loss":
+            kept = _all_but_redundant(model, calibration_data, total - len(kept))
         if self.refit:
             moments = moments_across(model, _gaps(kept, total), calibration_data)
             for block in blocks_to_change(model, moments):
@@ -80,6 +86,14 @@ class PruneLayers(Technique):
             return [index for index in self.which if index < total]
         count = kept_of(total, self.ratio, self.keep)
         return [index * total // count for index in range(count)]
+
+
+def _all_but_redundant(model: PreTrainedModel, batches: Batches, count: int) -> list[int]:
+    """What stays when so many layers go, one after the other, each time that whose absence costs least."""
+    gone: list[int] = []
+    for _ in range(count):
+        gone.append(int(losses_without(model, batches, gone).argmin()))
+    return [index for index in range(len(shape_of(model).blocks)) if index not in gone]
 
 
 def _gaps(kept: Sequence[int], total: int) -> dict[int, int]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from optimum_slim.data.statistics import losses_without
 from optimum_slim.model.anatomy import blocks_of
 from optimum_slim.techniques.prune.ffn import PruneFFN
 from optimum_slim.techniques.prune.heads import PruneHeads
@@ -245,6 +246,17 @@ def test_the_layer_that_turns_its_input_least_goes_first(family, idle):
     before = all_answers(model)
     PruneLayers(keep=2, which="influence").apply(model, calibration_data=token_batches())
     assert all(torch.allclose(one, other, atol=1e-4) for one, other in zip(before, all_answers(model), strict=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_go_one_by_one_each_time_the_least_missed(family):
+    model, texts = tiny(family, num_hidden_layers=5), token_batches()
+    weights = [block.ffn_out.weight.clone() for block in blocks_of(model)]
+    first = int(losses_without(model, texts).argmin())
+    second = int(losses_without(model, texts, [first]).argmin())
+    PruneLayers(keep=3, which="loss").apply(model, calibration_data=texts)
+    stayed = [weights[index] for index in range(5) if index not in (first, second)]
+    assert all(torch.equal(block.ffn_out.weight, one) for block, one in zip(blocks_of(model), stayed, strict=True))
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "opt"])
