@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from optimum_slim.data.through import Batch, Statistic, Text, in_groups, on_their_way, send_on, statistics_of
+from optimum_slim.data.through import (
+    Batch,
+    Statistic,
+    Text,
+    in_groups,
+    on_their_way,
+    one_by_one,
+    send_on,
+    statistics_of,
+)
 from optimum_slim.model.anatomy import Block, blocks_of
 from optimum_slim.model.shape import in_features
 from optimum_slim.model.streamed import HEAD, OUTSIDE, held
@@ -18,6 +27,7 @@ from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
 GRAM_BYTES = 2**29  # of second moments that are held at a time
+IGNORED = -100  # a token that torch's cross entropy leaves out
 
 Batches = Sequence[Batch]
 
@@ -127,12 +137,7 @@ def losses_without(model: PreTrainedModel, batches: Batches, gone: Collection[in
         Mean negative log-likelihood of all real tokens but the first of a text, in nats, by the block that is left out:
         float32 [blocks]; infinite for those that are gone.
     """
-    # Text by text, as the logits of a batch would fill the memory.
-    texts = [
-        {key: value[at : at + 1] for key, value in batch.items()}
-        for batch in batches
-        for at in range(len(batch["input_ids"]))
-    ]
+    texts = one_by_one(batches)  # the logits of a batch would fill the memory
     blocks = list(blocks_of(model))
     left = [block for block in blocks if block.index not in gone]
     nats, tokens = torch.full([len(blocks)], torch.inf), 0
@@ -153,9 +158,9 @@ def losses_without(model: PreTrainedModel, batches: Batches, gone: Collection[in
             for text, others in zip(on_way, without, strict=True):
                 told = text.real[0, :-1] & text.real[0, 1:]
                 tokens += int(told.sum())
+                truth = text.inputs["input_ids"][0, 1:].where(told, IGNORED)
                 for other, text.states in others.items():
-                    logits = text.outputs(model).logits[0, :-1][told]
-                    truth = text.inputs["input_ids"][0, 1:][told]
+                    logits = text.outputs(model).logits[0, :-1]
                     nats[other] += nn.functional.cross_entropy(logits.float(), truth, reduction="sum").cpu()
     bar.close()
     return nats / tokens

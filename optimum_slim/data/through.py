@@ -186,6 +186,12 @@ def outputs_of(model: PreTrainedModel, batches: Sequence[Batch]) -> Iterator[Any
                 yield text.outputs(model)
 
 
+def one_by_one(batches: Iterable[Batch]) -> list[Batch]:
+    """Batches of one text each."""
+    rows = [(batch, at) for batch in batches for at in range(len(batch["attention_mask"]))]
+    return [{key: value[at : at + 1] for key, value in batch.items()} for batch, at in rows]
+
+
 def in_groups(model: PreTrainedModel, batches: Sequence[Batch], copies: int = 1) -> Iterator[list[Batch]]:
     """The batches in order, as many at a time as `STATE_BYTES` allow to be on their way together.
 

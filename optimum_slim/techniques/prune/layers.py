@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal
 from transformers import PretrainedConfig, PreTrainedModel
 
 from optimum_slim.data.statistics import Batches, block_influences, losses_without, moments_across
+from optimum_slim.data.through import one_by_one
 from optimum_slim.model.anatomy import anatomy_of, norms_first
 from optimum_slim.model.grids import why_not_keeping
 from optimum_slim.model.shape import Shape, shape_of
@@ -36,9 +38,12 @@ class PruneLayers(Technique):
     ratio: float | None = None  # share of the layers to remove
     keep: int | None = None  # or how many stay
     which: Literal["evenly", "influence", "loss"] | list[int] = "evenly"  # or the numbers of those that stay
+    tried_on: int = 16  # loss: on so many of the calibration texts each layer is left out in turn
     refit: bool = False  # the layer before makes up for those that go, on the calibration texts; without a train step
 
     def mistakes(self) -> Iterator[str]:
+        if self.tried_on < 1:
+            yield f"tried_on must be at least 1, not {self.tried_on}"
         if isinstance(self.which, list):
             if self.ratio is not None or self.keep is not None:
                 yield "which lists the layers that stay; leave ratio and keep out"
@@ -73,7 +78,9 @@ class PruneLayers(Technique):
         if self.which == "influence":
             kept = highest(block_influences(model, calibration_data), len(kept))
         elif self.which == "loss":
-            kept = _all_but_redundant(model, calibration_data, total - len(kept))
+            texts = one_by_one(calibration_data)
+            spread = texts[:: max(1, math.ceil(len(texts) / self.tried_on))]
+            kept = _all_but_redundant(model, spread, total - len(kept))
         if self.refit:
             moments = moments_across(model, _gaps(kept, total), calibration_data)
             for block in blocks_to_change(model, moments):

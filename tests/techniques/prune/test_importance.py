@@ -249,12 +249,14 @@ def test_the_layer_that_turns_its_input_least_goes_first(family, idle):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_layers_go_one_by_one_each_time_the_least_missed(family):
-    model, texts = tiny(family, num_hidden_layers=5), token_batches()
+@pytest.mark.parametrize(("tried_on", "read"), [(16, slice(None)), (2, slice(None, None, 3)), (1, slice(1))])
+def test_layers_go_one_by_one_each_time_the_least_missed(family, tried_on, read):
+    model, (batch,) = tiny(family, num_hidden_layers=5), token_batches(((6, 30),))
+    texts = [{key: value[read] for key, value in batch.items()}]
     weights = [block.ffn_out.weight.clone() for block in blocks_of(model)]
     first = int(losses_without(model, texts).argmin())
     second = int(losses_without(model, texts, [first]).argmin())
-    PruneLayers(keep=3, which="loss").apply(model, calibration_data=texts)
+    PruneLayers(keep=3, which="loss", tried_on=tried_on).apply(model, calibration_data=[batch])
     stayed = [weights[index] for index in range(5) if index not in (first, second)]
     assert all(torch.equal(block.ffn_out.weight, one) for block, one in zip(blocks_of(model), stayed, strict=True))
 
