@@ -136,8 +136,7 @@ def test_an_original_that_memory_has_no_room_for_is_not_timed(folder, outputs, m
     assert all(claim.holds is not False for claim in check_claims(str(tmp_path / "out")))
 
 
-@pytest.mark.parametrize("runs", [True, False], ids=["an original that runs", "one without room"])
-@pytest.mark.parametrize("steps", [STEPS, []], ids=["steps", "no steps"])
+@pytest.mark.parametrize(("runs", "steps"), [(True, STEPS), (False, [])], ids=["an original that runs", "no room"])
 def test_the_disk_is_foretold(folder, monkeypatch, tmp_path, runs, steps):
     if not runs:
         monkeypatch.setattr(memory, "RUN_COPIES", 10**9)
