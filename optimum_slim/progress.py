@@ -25,13 +25,17 @@ def silence(silent: bool = True) -> None:
 
 @contextlib.contextmanager
 def logs_silenced() -> Iterator[None]:
-    """Inside, no library logs anything below an error."""
-    previous = logging.root.manager.disable
+    """Inside, no library logs anything below an error, and one that sets up the logs of the whole process, as some do
+    when they are imported, does so in vain."""
+    root = logging.root
+    previous, handlers, level = root.manager.disable, list(root.handlers), root.level
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
         logging.disable(previous)
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def progress(work: Iterable[Any] | None, what: str, total: int | None = None, done: int = 0) -> tqdm:

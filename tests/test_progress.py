@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
 import sys
 import time
 
 import pytest
 
 from optimum_slim import progress as module
-from optimum_slim.progress import progress, silence
+from optimum_slim.progress import logs_silenced, progress, silence
 
 
 def slowly(count: int):
@@ -58,3 +60,21 @@ def test_silence_tells_nothing(monkeypatch, capsys, terminal):
     finally:
         silence(False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_library_sets_up_no_logs_for_the_whole_process(capsys):
+    before = list(logging.root.handlers), logging.root.level, logging.root.manager.disable
+    with logs_silenced():
+        logging.basicConfig(level=logging.INFO, force=True)
+        logging.getLogger("library").warning("so many nodes")
+    assert (list(logging.root.handlers), logging.root.level, logging.root.manager.disable) == before
+    assert capsys.readouterr().err == ""
+
+
+def test_rounding_weights_leaves_the_logs_alone():
+    program = (
+        "import logging, numpy; from optimum_slim.deploy.blocks import _rounded;"
+        "_rounded(numpy.ones((32, 8), dtype=numpy.float32), 8); print(logging.root.handlers, logging.root.level)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[] {logging.WARNING}\n"

@@ -38,6 +38,7 @@ from optimum_slim.kernels.blocked import (
     stock_node,
 )
 from optimum_slim.kernels.joined import BLOCKED_LINEARS, parted
+from optimum_slim.progress import logs_silenced
 
 # 4: activations are rounded to 8 bits, a scale for each row and block. 1: they stay floats.
 AccuracyLevel = Literal[1, 4]
@@ -107,10 +108,11 @@ def write_blocks(graph: onnx.ModelProto, bits: int, grids: Mapping[str, OnGrid],
 
 def _rounded(weight: np.ndarray, bits: int) -> tuple[np.ndarray, ...]:
     """A weight [K, N] in blocks of `WEIGHT_BLOCK`: integers, and scales float32 [N, blocks]."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+    with logs_silenced():  # on import it asks for all that any library tells
+        from onnxruntime.quantization import matmul_nbits_quantizer as stock
 
-    config = DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, bits=bits)
-    integers, scales, _ = DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
+    config = stock.DefaultWeightOnlyQuantConfig(WEIGHT_BLOCK, is_symmetric=True, bits=bits)
+    integers, scales, _ = stock.DefaultWeightOnlyQuantizer(config).qbits_block_quant(weight)
     return integers, scales
 
 
