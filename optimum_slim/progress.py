@@ -68,6 +68,9 @@ class _Lines(tqdm):
 
         return show
 
+    def moveto(self, n: int) -> None:
+        """A bar within another has no place of its own to go to."""
+
     def close(self) -> None:
         if self in self._instances:  # the end of a line is told already
             self._decr_instances(self)

@@ -27,6 +27,15 @@ def test_without_a_terminal_lines_are_told_now_and_then(monkeypatch, capsys):
     assert all(line.startswith("counting: ") and line.endswith(" left") for line in lines)
 
 
+def test_work_within_work_tells_lines_too(monkeypatch, capsys):
+    monkeypatch.setattr(module, "LINES_APART", 0.03)
+    for _ in progress(range(3), "outer"):
+        assert list(progress(slowly(4), "inner", total=4)) == list(range(4))
+    told = capsys.readouterr().err
+    assert {line.partition(":")[0] for line in told.splitlines()} == {"outer", "inner"}
+    assert "\x1b" not in told
+
+
 def test_what_is_over_soon_tells_nothing(capsys):
     assert len(list(progress(range(1000), "counting"))) == 1000
     assert capsys.readouterr().err == ""
