@@ -15,6 +15,7 @@ from optimum_slim.deploy.export import export_folder, onnx_bytes
 from optimum_slim.deploy.lowering import uses_kernels
 from optimum_slim.deploy.verify import load_ort
 from optimum_slim.model.checkpoint import load_model
+from optimum_slim.model.memory import fits
 from optimum_slim.planning import Plan
 from optimum_slim.report.report import Row, latency_row, parameters_of, zeros_of
 from optimum_slim.tasks.evaluate import Evaluation
@@ -94,13 +95,15 @@ class Original:
 
 def figures(model: PreTrainedModel, plan: Plan, original: Original, folder: Path) -> tuple[Row, Row, Row]:
     """The rows of the original, of Optimum's int8 and of the result: size, quality, speed, memory. Of an original that
-    memory has no room for there is no speed, and no int8."""
+    memory has no room for there is no speed, and no int8; of a result that it has no room for twice, no speed without
+    our kernels."""
     kind, target, threads = type(plan.task), plan.recipe.deploy.target, plan.recipe.threads
     files = {"final": folder}
     if plan.original_runs:
         files = {"original": original.folder, "baseline_int8": original.int8, **files}
     timed = {name: path / "model.onnx" for name, path in files.items()}
-    if uses_kernels(timed["final"]):
+    # Both have a session of their own, with weights of their own.
+    if uses_kernels(timed["final"]) and fits(2 * onnx_bytes(timed["final"])):
         timed["without_kernels"] = timed["final"]
     times = benchmark(timed, target, plan.causal, without_kernels=("without_kernels",))
     before = load_model(plan.folder, plan.streamed)

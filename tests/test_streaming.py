@@ -119,6 +119,7 @@ def test_an_original_that_memory_has_no_room_for_is_not_timed(folder, outputs, m
     assert not report.baseline_int8
     assert "latency" not in report.original
     assert "speedup" not in report.final
+    assert "without_kernels" not in report.final
     assert report.original["parameters"] == whole["original"]["parameters"]
     assert report.original["file_bytes"] == pytest.approx(whole["original"]["file_bytes"], rel=0.3)
     for name in ("original", "final"):  # judged all the same, but for the odds, which two files would be run for
