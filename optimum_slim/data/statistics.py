@@ -27,7 +27,6 @@ from optimum_slim.model.turns import Pass, tell
 from optimum_slim.progress import progress
 
 GRAM_BYTES = 2**29  # of second moments that are held at a time
-IGNORED = -100  # a token that torch's cross entropy leaves out
 
 Batches = Sequence[Batch]
 
@@ -158,10 +157,10 @@ def losses_without(model: PreTrainedModel, batches: Batches, gone: Collection[in
             for text, others in zip(on_way, without, strict=True):
                 told = text.real[0, :-1] & text.real[0, 1:]
                 tokens += int(told.sum())
-                truth = text.inputs["input_ids"][0, 1:].where(told, IGNORED)
+                truth = text.inputs["input_ids"][0, 1:]
                 for other, text.states in others.items():
-                    logits = text.outputs(model).logits[0, :-1]
-                    nats[other] += nn.functional.cross_entropy(logits.float(), truth, reduction="sum").cpu()
+                    logits = text.outputs(model).logits[0, :-1].float()
+                    nats[other] += nn.functional.cross_entropy(logits, truth, reduction="none")[told].sum().cpu()
     bar.close()
     return nats / tokens
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from optimum_slim.data.texts import Data
+from optimum_slim.data.through import one_by_one
 from optimum_slim.deploy.saturation import products_in
 from optimum_slim.deploy.verify import first_output, load_ort
 from optimum_slim.model.checkpoint import load_config, load_tokenizer
@@ -51,7 +52,7 @@ def steadiness(folder: Path, kind: type[Task]) -> dict[str, float]:
     together = task.collate(texts)
     alone = [answers(one, batch)[0] for batch in batches]
     found = {"batch": answers(one, together), "threads": [answers(two, batch)[0] for batch in batches]}
-    rows = [{name: value[at : at + 1] for name, value in together.items()} for at in range(len(texts))]
+    rows = one_by_one([together])
     found["padding"] = [answers(one, row)[0] for row in rows]
     largest = max(float(np.abs(answer).max()) for answer in alone)
     differences = {name: _largest_difference(alone, other) / largest for name, other in found.items()}
@@ -72,14 +73,14 @@ def random_texts(task: Task, with_types: bool) -> list[Example]:
     return texts
 
 
-def answers(model: Any, batch: dict[str, Tensor]) -> list[np.ndarray]:
+def answers(model: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
     """For each text of a batch its outputs, float32; of outputs for each token those of its own tokens."""
     found = first_output(model, batch)
     real = batch["attention_mask"].bool()
     return [(row[mask] if found.ndim == 3 else row).numpy() for row, mask in zip(found, real, strict=True)]
 
 
-def _padded_as_for_generation(row: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+def _padded_as_for_generation(row: Mapping[str, Tensor], model: Any) -> Mapping[str, Tensor]:
     """One padded text [1, tokens] with its padding on the left, and positions that start behind it."""
     mask = row["attention_mask"]
     turned = {name: value.roll(int((mask == 0).sum()), 1) for name, value in row.items() if not mask[0, -1]} or row

@@ -72,8 +72,8 @@ def same_weights(model, other):
 def test_each_step_leads_to_the_same_bits(technique, family, tmp_path):
     save_tiny(tmp_path / "model", family)
     whole = load_model(tmp_path / "model")
-    if list(technique.refusals(whole.config, shape_of(whole))):
-        pytest.skip("the technique is not for this family")
+    if getattr(technique, "which", None) == "loss" and family not in DECODERS:
+        pytest.skip("an encoder tells no next tokens")
     run(technique, whole)
     save_model(whole, tmp_path / "whole")
     streamed = stepped(technique, tmp_path / "model", tmp_path / "work")
